@@ -1,0 +1,285 @@
+"""Folders of safetensors: read a tensor at a time, written so that transformers reads them.
+
+Two spellings of a name meet here. On disk an expert is three matrices, ``block_sparse_moe.experts.M.w1`` (gate),
+``w3`` (up) and ``w2`` (down); in memory all experts of a layer are stacked, ``mlp.experts.gate_up_proj`` [E, 2F, D]
+and ``mlp.experts.down_proj`` [E, D, F]. Stacked tensors on disk are read as well. `pieces` says which tensors
+on disk make one in memory; both twins load and save by it.
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import TensorSpec, serialize_file
+
+from .config import MiniMaxConfig
+from .trace import bfloat16_to_float32
+
+INDEX = "model.safetensors.index.json"
+STORED = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+# Constants that transformers saves beside the weights; the configuration already says them.
+CONSTANTS = re.compile(r"\.(slope_rate|query_decay|key_decay|diagonal_decay|inv_freq)$")
+OTHER_HEADS = re.compile(r"^(lm_head|score|qa_outputs)\.")
+
+
+class Entry(NamedTuple):
+    """Where one tensor lies."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class Checkpoint:
+    """A folder of safetensors, its tensors read when asked for.
+
+    A single file, or shards with an index; a shard's header is read when one of its tensors is first wanted.
+    Raises FileNotFoundError or ValueError, one sentence long, on a folder that is not one.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"{self.path} is not a folder; give one with config.json and safetensors in it.")
+        self._headers: dict[str, dict[str, Entry]] = {}
+        index = self.path / INDEX
+        if index.is_file():
+            self._file_of = self._read_index(index)
+            return
+        files = sorted(self.path.glob("*.safetensors"))
+        if len(files) != 1:
+            found = "no safetensors file" if not files else f"{len(files)} safetensors files but no {INDEX}"
+            raise FileNotFoundError(f"{self.path} holds {found}; give one file, or shards with their index.")
+        self._file_of = dict.fromkeys(self._header(files[0].name), files[0].name)
+
+    def names(self) -> Collection[str]:
+        """Every tensor's name on disk."""
+        return self._file_of.keys()
+
+    def entry(self, name: str) -> Entry:
+        """A tensor's file, type, shape and offset, from the header of its shard."""
+        if name not in self._file_of:
+            raise ValueError(f"{self.path} has no tensor {name!r}.")
+        file = self._file_of[name]
+        header = self._header(file)
+        if name not in header:
+            raise ValueError(f"{INDEX} puts {name!r} in {file}, but it is not there; the index belongs to other shards.")
+        return header[name]
+
+    def bits(self, name: str) -> np.ndarray:
+        """Read a tensor as it is stored; bfloat16 comes as uint16, its bits."""
+        entry = self.entry(name)
+        if entry.dtype not in STORED:
+            raise ValueError(f"{name!r} has type {entry.dtype}; this project reads {', '.join(STORED)}.")
+        count = int(np.prod(entry.shape))
+        return np.fromfile(entry.file, STORED[entry.dtype], count, offset=entry.offset).reshape(entry.shape)
+
+    def read(self, name: str) -> np.ndarray:
+        """Read a tensor; bfloat16 becomes float32, exactly. Raises ValueError where a number is not finite."""
+        bits = self.bits(name)
+        x = bfloat16_to_float32(bits) if bits.dtype == np.uint16 else bits
+        if not np.isfinite(x).all():
+            count = int((~np.isfinite(x)).sum())
+            raise ValueError(f"{name!r} in {self.path} holds {count} numbers that are NaN or infinite; the file is damaged.")
+        return x
+
+    def _read_index(self, index: Path) -> dict[str, str]:
+        try:
+            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            if not all(isinstance(file, str) for file in files.values()):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{index} is not an index: it should hold a weight_map of names and files.") from None
+        for file in set(files.values()):
+            if Path(file).name != file or not (self.path / file).resolve().is_relative_to(self.path.resolve()):
+                raise ValueError(f"{index} names {file!r}, outside its folder; a shard lies beside its index.")
+        return files
+
+    def _header(self, file: str) -> dict[str, Entry]:
+        if file not in self._headers:
+            path = self.path / file
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} is missing; {INDEX} says that it holds part of the model.")
+            self._headers[file] = _read_header(path)
+        return self._headers[file]
+
+
+def _read_header(path: Path) -> dict[str, Entry]:
+    """Read the table of contents of one file, and check that the file holds all of it."""
+    size = path.stat().st_size
+    with open(path, "rb") as f:
+        length = int.from_bytes(f.read(8), "little")
+        if not 0 < length <= size - 8:
+            raise ValueError(f"{path} is not a safetensors file, or is cut short: its header does not fit in {size} bytes.")
+        try:
+            header = json.loads(f.read(length))
+            header.pop("__metadata__", None)
+            entries = {}
+            for name, item in header.items():
+                start, end = item["data_offsets"]
+                shape = tuple(item["shape"])
+                width = np.dtype(STORED[item["dtype"]]).itemsize if item["dtype"] in STORED else None
+                if start < 0 or end < start or (width and end - start != width * int(np.prod(shape))):
+                    raise ValueError
+                if 8 + length + end > size:
+                    raise ValueError(f"{path} is cut short: {name!r} ends at byte {8 + length + end} of {size}.")
+                entries[name] = Entry(path, item["dtype"], shape, 8 + length + start)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            told = str(error) if "cut short" in str(error) else f"{path} has a damaged header; get the file again."
+            raise ValueError(told) from None
+    return entries
+
+
+def pieces(name: str, shape: tuple[int, ...], on_disk: Collection[str] | None = None) -> list[tuple[str, tuple]]:
+    """The tensors on disk that make one in memory, each with the place that it fills.
+
+    ``on_disk`` are the names there are; without them, the names that we write.
+
+    >>> pieces("model.layers.0.mlp.experts.gate_up_proj", (2, 6, 4))[1]
+    ('model.layers.0.block_sparse_moe.experts.0.w3.weight', (0, slice(3, 6, None)))
+    """
+
+    def spelled(disk_name: str) -> str:
+        spellings = [disk_name, disk_name.replace(".block_sparse_moe.", ".mlp.")]
+        spellings += [spelling.removeprefix("model.") for spelling in spellings]  # a model saved without a head
+        return next((s for s in spellings if s in (on_disk or ())), disk_name)
+
+    disk_name = name.replace(".mlp.", ".block_sparse_moe.")
+    stacked = spelled(disk_name)
+    if ".mlp.experts." not in name or (on_disk is not None and stacked in on_disk):
+        return [(stacked, ())]
+    prefix, E, F = disk_name.rsplit(".", 1)[0], shape[0], shape[1] // 2
+    if name.endswith(".down_proj"):
+        return [(spelled(f"{prefix}.{e}.w2.weight"), (e,)) for e in range(E)]
+    halves = (("w1", slice(0, F)), ("w3", slice(F, 2 * F)))
+    return [(spelled(f"{prefix}.{e}.{w}.weight"), (e, half)) for e in range(E) for w, half in halves]
+
+
+def plan_loading(checkpoint: Checkpoint, config: MiniMaxConfig, head: str) -> dict[str, list[tuple[str, tuple]]]:
+    """Match a folder with a model before any number is read.
+
+    Raises ValueError naming what is missing, what is too much, or whose shape is not the configuration's.
+    """
+    on_disk = checkpoint.names()
+    shapes = config.parameter_shapes(head)
+    plan = {name: pieces(name, shape, on_disk) for name, shape in shapes.items()}
+    used = {disk_name for parts in plan.values() for disk_name, _ in parts}
+    missing = sorted(used - on_disk)
+    if missing:
+        raise ValueError(
+            f"{checkpoint.path} lacks {_some(missing)}, which {head} needs; "
+            "nothing is filled in at random, so complete the folder or load the model that it holds."
+        )
+    extra = sorted(n for n in on_disk - used if not CONSTANTS.search(n) and not OTHER_HEADS.match(n))
+    if extra:
+        raise ValueError(f"{checkpoint.path} holds {_some(extra)}, which config.json knows nothing of; is it this model's?")
+    for name, parts in plan.items():
+        like = np.broadcast_to(np.float32(0), shapes[name])  # a shape to index, no memory
+        for disk_name, where in parts:
+            found, wanted = checkpoint.entry(disk_name).shape, like[where].shape
+            if found != wanted:
+                raise ValueError(f"{disk_name!r} has shape {list(found)}; config.json makes it {list(wanted)}.")
+    return plan
+
+
+def load_weights(path: str | os.PathLike, config: MiniMaxConfig, head: str, dtype: np.dtype | None) -> dict[str, np.ndarray]:
+    """Read a model's arrays, named as in memory; routers stay at least float32."""
+    checkpoint = Checkpoint(path)
+    plan = plan_loading(checkpoint, config, head)
+    weights = {}
+    for name, shape in config.parameter_shapes(head).items():
+        kept = dtype
+        if dtype is not None and name.endswith("mlp.gate.weight"):
+            kept = np.promote_types(dtype, np.float32)
+        for disk_name, where in plan[name]:
+            x = checkpoint.read(disk_name)
+            x = x if kept is None else x.astype(kept, copy=False)
+            if where == ():
+                weights[name] = x
+            else:
+                weights.setdefault(name, np.empty(shape, x.dtype))[where] = x
+    return weights
+
+
+def disk_tensors(weights: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and content of each tensor that we write: experts one by one, as the release has them."""
+    for name, x in weights.items():
+        for disk_name, where in pieces(name, x.shape):
+            yield disk_name, x[where]
+
+
+def save_checkpoint(
+    path: str | os.PathLike, config: MiniMaxConfig, head: str, weights: Mapping[str, np.ndarray], max_shard_bytes: int
+) -> None:
+    """Write config.json and safetensors; a uint16 array is taken for the bits of bfloat16.
+
+    All files are written under other names first and renamed when the last one is whole, so that a full
+    disk or an interrupt leaves what was there before.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[dict[str, np.ndarray]] = [{}]
+    held = 0
+    for name, x in disk_tensors(weights):
+        if shards[-1] and held + x.nbytes > max_shard_bytes:
+            shards.append({})
+            held = 0
+        shards[-1][name] = x
+        held += x.nbytes
+    if len(shards) == 1:
+        names = ["model.safetensors"]
+    else:
+        names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    texts = {"config.json": config.to_dict(head)}
+    if len(shards) > 1:
+        total = sum(x.nbytes for shard in shards for x in shard.values())
+        where = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        texts[INDEX] = {"metadata": {"total_size": total}, "weight_map": where}
+
+    with ExitStack() as undo:
+        written: list[tuple[Path, Path]] = []
+
+        def temporary(name: str) -> Path:
+            handle, draft = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+            os.close(handle)
+            undo.callback(Path(draft).unlink, missing_ok=True)
+            written.append((Path(draft), folder / name))
+            return Path(draft)
+
+        for name, shard in zip(names, shards, strict=True):
+            save_tensors(temporary(name), shard)
+        for name, values in texts.items():
+            temporary(name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        for draft, final in written:
+            draft.chmod(0o644)
+            draft.replace(final)
+    for old in (*folder.glob("model*.safetensors"), folder / INDEX):  # shards of an earlier save
+        if old.name not in {*names, *texts}:
+            old.unlink(missing_ok=True)
+
+
+def save_tensors(file: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """Write one safetensors file; a uint16 array is taken for the bits of bfloat16."""
+    whole = {name: np.ascontiguousarray(x) for name, x in tensors.items()}  # outlives the pointers below
+    specs = {
+        name: TensorSpec(
+            dtype="bfloat16" if x.dtype == np.uint16 else x.dtype.name,
+            shape=x.shape,
+            data_ptr=x.ctypes.data,
+            data_len=x.nbytes,
+        )
+        for name, x in whole.items()
+    }
+    serialize_file(specs, file, metadata={"format": "pt", **(metadata or {})})
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(repr(n) for n in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -1,0 +1,297 @@
+"""The models: a stack of layers between an embedding and a head.
+
+    x = Embed[ids];  every layer in turn;  logits = RMSNorm(x) · lm_headᵀ
+
+`MiniMaxModel` stops at the last norm; the four others put a head on it. All read and write folders that
+transformers reads and writes.
+"""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from . import ops
+from .cache import Cache
+from .checkpoint import load_weights, save_checkpoint
+from .config import MiniMaxConfig
+from .generate import generate
+from .layers import Step, Weights, decoder_layer
+from .shapes import Hidden, Logits, Positions, RouterLogits, TokenIds
+from .trace import record
+
+DTYPES = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
+
+
+@dataclass
+class ModelOutput:
+    """What a call returns; what it did not ask for is None."""
+
+    logits: Float[np.ndarray, "..."] | None = None
+    cache: Cache | None = None
+    hidden_states: list[Hidden] | None = None
+    router_logits: list[RouterLogits] | None = None
+    loss: Float[np.ndarray, ""] | None = None
+    aux_loss: Float[np.ndarray, ""] | None = None
+    last_hidden_state: Hidden | None = None
+
+
+class MiniMaxModel:
+    """The layers and the last norm, without a head.
+
+    Parameters
+    ----------
+    config : MiniMaxConfig
+    seed : int
+        For fresh weights: embeddings N(0, 1), matrices N(0, 1 / fan in), gains 1, biases 0.
+    dtype : NumPy dtype
+        float16, float32 or float64. Routers are float32 at least.
+    weights : mapping, optional
+        Take these arrays, named as in ``config.parameter_shapes()``, in place of fresh ones.
+
+    The call takes ``input_ids`` [B, T] or ``inputs_embeds`` [B, T, D], and ``attention_mask`` [B, T], which
+    speaks of this call's tokens only; ``cache`` remembers the rest. ``cu_seqlens`` [N + 1] says where packed
+    documents start and end, in a single row. Raises ValueError, one sentence long, on input that does not fit.
+    """
+
+    def __init__(self, config: MiniMaxConfig, seed: int = 0, dtype=np.float32, weights: dict | None = None):
+        self.config, self.dtype = config, np.dtype(dtype)
+        if self.dtype.name not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype.name!r}; NumPy models are {', '.join(DTYPES)}.")
+        self.weights: dict[str, np.ndarray] = weights or fresh_weights(config, self.head, seed, self.dtype)
+
+    @property
+    def head(self) -> str:
+        """The name that config.json calls this model by."""
+        return type(self).__name__
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike, dtype=None):
+        """Load a folder of safetensors, one tensor at a time.
+
+        ``dtype`` None keeps the stored type where NumPy has it, and takes float32 for bfloat16. Raises
+        FileNotFoundError or ValueError, naming the tensor or file, where the folder does not hold this model.
+        """
+        config = MiniMaxConfig.from_pretrained(path)
+        weights = load_weights(path, config, cls.__name__, None if dtype is None else np.dtype(dtype))
+        return cls(config, dtype=weights["model.embed_tokens.weight"].dtype, weights=weights)
+
+    def save_pretrained(self, path: str | os.PathLike, max_shard_bytes: int = 5 * 10**9) -> None:
+        """Write config.json and safetensors that transformers loads; nothing half-written is left behind."""
+        save_checkpoint(path, self.config, self.head, self.weights, max_shard_bytes)
+
+    def __call__(
+        self,
+        input_ids: TokenIds | None = None,
+        attention_mask: Int[np.ndarray, "B T"] | Bool[np.ndarray, "B T"] | None = None,
+        position_ids: Positions | None = None,
+        cache: Cache | None = None,
+        use_cache: bool = False,
+        inputs_embeds: Hidden | None = None,
+        cu_seqlens: Int[np.ndarray, "N_plus_1"] | None = None,
+        output_hidden_states: bool = False,
+        output_router_logits: bool = False,
+    ) -> ModelOutput:
+        check_inputs(self.config, input_ids, attention_mask, position_ids, cache, inputs_embeds, cu_seqlens)
+        w = Weights(self.weights)
+        x = w["model.embed_tokens.weight"][input_ids] if inputs_embeds is None else inputs_embeds
+        x = record("model.embed_tokens", x)  # (B, T, D)
+        mask = None if attention_mask is None or attention_mask.all() else attention_mask.astype(bool)
+        rows = 1 if cu_seqlens is None else len(cu_seqlens) - 1
+        memory = cache or Cache(self.config, max(rows, len(x)))
+        step, lengths = plan_step(self.config, x.shape[:2], mask, position_ids, memory.lengths, cu_seqlens)
+
+        hidden_states, router_logits = [x], []
+        for i in range(self.config.num_hidden_layers):
+            x, logits = decoder_layer(w / "model.layers" / i, x, self.config, i, step, memory.layers[i])
+            hidden_states.append(x)
+            router_logits.append(logits)
+        x = (w / "model").rms_norm("norm", x, self.config.rms_norm_eps)
+        memory.lengths = lengths
+        return ModelOutput(
+            cache=memory if use_cache or cache is not None else None,
+            hidden_states=[*hidden_states, x] if output_hidden_states else None,
+            router_logits=router_logits if output_router_logits else None,
+            last_hidden_state=x,
+        )
+
+
+class MiniMaxForCausalLM(MiniMaxModel):
+    """The language model: the score of every next token.
+
+    ``labels`` [B, T] are the ids themselves; the loss shifts them. ``logits_to_keep`` n returns the last n
+    positions only, 0 all. With ``output_router_logits`` the balance loss is added to the loss.
+    """
+
+    def __call__(self, input_ids=None, attention_mask=None, *, labels=None, logits_to_keep: int = 0, **inputs):
+        out = super().__call__(input_ids, attention_mask, **inputs)
+        w, x = Weights(self.weights), out.last_hidden_state
+        kept = x[:, -logits_to_keep:] if logits_to_keep else x
+        if self.config.tie_word_embeddings:
+            out.logits = w.record("lm_head", ops.linear(kept, w["model.embed_tokens.weight"]))
+        else:
+            out.logits = w.linear("lm_head", kept)  # (B, T or n, V)
+        mask = None if attention_mask is None else attention_mask.astype(bool)
+        if labels is not None:
+            check_labels(labels, out.logits.shape[:2])
+            targets = within_documents(labels, inputs.get("cu_seqlens"))
+            out.loss = record("loss", ops.causal_loss(out.logits, targets, mask))
+        if out.router_logits is not None:
+            aux = ops.load_balancing_loss(out.router_logits, self.config.num_experts_per_tok, mask)
+            out.aux_loss = record("aux_loss", aux)
+            out.loss = None if out.loss is None else out.loss + self.config.router_aux_loss_coef * aux
+        return out
+
+    def generate(
+        self,
+        input_ids: TokenIds,
+        attention_mask: Int[np.ndarray, "B T"] | Bool[np.ndarray, "B T"] | None = None,
+        max_new_tokens: int = 20,
+        eos_token_id: int | tuple[int, ...] | None = None,
+        cache: Cache | None = None,
+    ) -> Int[np.ndarray, "B T_plus_new"]:
+        """Continue each row with its likeliest tokens; see [generate][minimax_numpy.generate.generate]."""
+        check_inputs(self.config, input_ids, attention_mask, None, cache, None, None)
+        cache = cache or Cache(self.config, len(input_ids))
+
+        def step(ids: TokenIds, mask: Bool[np.ndarray, "B T"]) -> Float[np.ndarray, "B V"]:
+            return self(ids, mask, cache=cache, logits_to_keep=1).logits[:, -1]
+
+        return generate(step, self.config, input_ids, attention_mask, max_new_tokens, eos_token_id)
+
+
+class MiniMaxForSequenceClassification(MiniMaxModel):
+    """One answer a row, read at its rightmost real token; one a document in a packed row."""
+
+    def __call__(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
+        out = super().__call__(input_ids, attention_mask, **inputs)
+        x = out.last_hidden_state
+        row, last = last_tokens(self.config, x.shape[:2], input_ids, attention_mask, inputs.get("cu_seqlens"))
+        out.logits = Weights(self.weights).linear("score", x[row, last])  # (rows, labels)
+        out.loss = None if labels is None else ops.classification_loss(out.logits, labels)
+        return out
+
+
+class MiniMaxForTokenClassification(MiniMaxModel):
+    """One answer a token."""
+
+    def __call__(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
+        out = super().__call__(input_ids, attention_mask, **inputs)
+        out.logits = Weights(self.weights).linear("score", out.last_hidden_state)  # (B, T, labels)
+        out.loss = None if labels is None else ops.classification_loss(out.logits, labels)
+        return out
+
+
+class MiniMaxForQuestionAnswering(MiniMaxModel):
+    """Where an answer starts and where it ends: logits [B, T, 2]. ``labels`` [B, 2] are the two positions."""
+
+    def __call__(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
+        out = super().__call__(input_ids, attention_mask, **inputs)
+        out.logits = Weights(self.weights).linear("qa_outputs", out.last_hidden_state)  # (B, T, 2)
+        if labels is not None:  # each end is a choice among the T positions
+            out.loss = ops.cross_entropy(out.logits.swapaxes(1, 2), labels)
+        return out
+
+
+def fresh_weights(config: MiniMaxConfig, head: str, seed: int, dtype: np.dtype) -> dict[str, np.ndarray]:
+    """Random weights, the same numbers for a seed whatever the dtype; routers are float32 at least."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, shape in config.parameter_shapes(head).items():
+        if name.endswith(".bias"):
+            x = np.zeros(shape, np.float32)
+        elif len(shape) == 1:
+            x = np.ones(shape, np.float32)
+        else:
+            fan_in = 1 if name == "model.embed_tokens.weight" else shape[-1]
+            x = rng.standard_normal(shape, np.float32) * np.float32(fan_in**-0.5)
+        wide = name.endswith("mlp.gate.weight")
+        weights[name] = x.astype(np.promote_types(dtype, np.float32) if wide else dtype)
+    return weights
+
+
+def plan_step(config, shape, mask, position_ids, lengths, cu_seqlens):
+    """Count each row's real tokens: their positions, their slots, what each may see, and the new lengths."""
+    rows = None
+    if cu_seqlens is not None:
+        rows, mask = ops.document_rows(cu_seqlens)
+        shape = rows.shape
+    before = np.arange(shape[1])[None] if mask is None else np.cumsum(mask, axis=1) - mask
+    slots = before + lengths[:, None]  # (B, T)
+    lengths = lengths + (shape[1] if mask is None else mask.sum(axis=1))
+    visible = None
+    if mask is not None or config.sliding_window or (lengths != lengths[0]).any():
+        visible = ops.visible_keys(slots, int(lengths.max(initial=0)), config.sliding_window)
+    positions = slots if rows is None else slots[mask][None]
+    return Step(positions if position_ids is None else position_ids, slots, mask, visible, rows), lengths
+
+
+def check_inputs(config, input_ids, attention_mask, position_ids, cache, inputs_embeds, cu_seqlens) -> None:
+    """Refuse a call that does not fit, in one sentence. Arrays and tensors are looked at alike."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Give input_ids or inputs_embeds, one of the two.")
+    x, name = (input_ids, "input_ids") if inputs_embeds is None else (inputs_embeds, "inputs_embeds")
+    if x.ndim != (2 if inputs_embeds is None else 3):
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; it should be {'[B, T]' if x is input_ids else '[B, T, D]'}.")
+    if 0 in x.shape:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: an empty prompt; give at least one token in each row.")
+    if inputs_embeds is not None and x.shape[2] != config.hidden_size:
+        raise ValueError(f"inputs_embeds has {x.shape[2]} channels; the model has {config.hidden_size}.")
+    if input_ids is not None:
+        if "int" not in str(x.dtype):
+            raise ValueError(f"input_ids has dtype {x.dtype}; token ids are integers.")
+        if x.min() < 0 or x.max() >= config.vocab_size:
+            wrong = int(x.min()) if x.min() < 0 else int(x.max())
+            raise ValueError(f"Token id {wrong} is out of range; this model knows 0 … {config.vocab_size - 1}.")
+    for name, other in (("attention_mask", attention_mask), ("position_ids", position_ids)):
+        if other is not None and tuple(other.shape) != tuple(x.shape[:2]):
+            raise ValueError(f"{name} has shape {tuple(other.shape)} but the tokens are {tuple(x.shape[:2])}; they must agree.")
+    if cu_seqlens is not None:
+        _check_packing(x, attention_mask, cu_seqlens)
+    if cache is not None:
+        rows = x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+        if len(cache.lengths) != rows:
+            raise ValueError(f"The cache holds {len(cache.lengths)} rows but this call has {rows}.")
+        if cache.config != config:
+            raise ValueError("The cache was made for a model of another configuration; start a new one.")
+
+
+def _check_packing(x, attention_mask, cu_seqlens) -> None:
+    ends = [int(end) for end in cu_seqlens]
+    if x.shape[0] != 1 or attention_mask is not None:
+        raise ValueError("Packed documents (cu_seqlens) come in one row and need no attention_mask; use one or the other.")
+    if len(ends) < 2 or ends[0] != 0 or ends[-1] != x.shape[1] or any(a >= b for a, b in zip(ends, ends[1:])):
+        raise ValueError(f"cu_seqlens is {ends}; it must rise from 0 to the number of tokens, {x.shape[1]}.")
+
+
+def check_labels(labels, shape) -> None:
+    """Refuse labels that are not one for each logit."""
+    if tuple(labels.shape) != tuple(shape):
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)} but there are logits for {tuple(shape)}; "
+            "give one label a token, and leave logits_to_keep at 0."
+        )
+
+
+def within_documents(labels: Int[np.ndarray, "B T"], cu_seqlens: Int[np.ndarray, "N_plus_1"] | None):
+    """Labels with the first token of each packed document ignored: no other document foretells it."""
+    if cu_seqlens is None:
+        return labels
+    labels = labels.copy()
+    labels[:, cu_seqlens[:-1]] = ops.losses.IGNORED
+    return labels
+
+
+def last_tokens(config, shape, input_ids, attention_mask, cu_seqlens):
+    """Row and column of each row's (or document's) rightmost real token."""
+    B, T = shape
+    if cu_seqlens is not None:
+        return np.zeros(len(cu_seqlens) - 1, int), cu_seqlens[1:] - 1
+    if attention_mask is not None:
+        real = attention_mask.astype(bool)
+    elif config.pad_token_id is not None and input_ids is not None:
+        real = input_ids != config.pad_token_id
+    else:
+        real = np.ones((B, T), bool)
+    return np.arange(B), np.where(real, np.arange(T), -1).max(axis=1)

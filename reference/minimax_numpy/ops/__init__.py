@@ -1,0 +1,82 @@
+"""The parts of the model as pure functions on arrays, one idea a file.
+
+Functions compute in the dtype of their input; norms, softmax, router and lightning state are at least
+float32; decay tables are built in float64 and cast once.
+
+Layers call these functions through this module, which makes it the one door into the model:
+
+    with ops.using(lightning_attention_chunked=mine):
+        model(input_ids)
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from .attention import softmax, softmax_attention, visible_keys
+from .experts import mix_experts, route, swiglu
+from .lightning import (
+    decay_slopes,
+    lightning_attention_chunked,
+    lightning_attention_direct,
+    lightning_attention_recurrent,
+)
+from .losses import causal_loss, classification_loss, cross_entropy, load_balancing_loss, log_softmax
+from .norms import inner_norm, rms_norm
+from .packing import document_rows, pack, unpack
+from .pointwise import activate, add_residual, gelu, output_gate, sigmoid, silu
+from .projections import linear, merge_heads, split_heads, split_qkv
+from .rotary import apply_rotary, rotary_frequencies
+
+__all__ = [
+    "activate",
+    "add_residual",
+    "apply_rotary",
+    "causal_loss",
+    "classification_loss",
+    "cross_entropy",
+    "decay_slopes",
+    "document_rows",
+    "gelu",
+    "inner_norm",
+    "lightning_attention_chunked",
+    "lightning_attention_direct",
+    "lightning_attention_recurrent",
+    "linear",
+    "load_balancing_loss",
+    "log_softmax",
+    "merge_heads",
+    "mix_experts",
+    "output_gate",
+    "pack",
+    "rms_norm",
+    "rotary_frequencies",
+    "route",
+    "sigmoid",
+    "silu",
+    "softmax",
+    "softmax_attention",
+    "split_heads",
+    "split_qkv",
+    "swiglu",
+    "unpack",
+    "using",
+    "visible_keys",
+]
+
+
+@contextmanager
+def using(**functions: Callable) -> Iterator[None]:
+    """Run other functions in place of these, inside the whole model, until the block ends.
+
+    Raises ValueError where a name is not that of an op.
+    """
+    ours = globals()
+    for name in functions:
+        if name not in __all__:
+            raise ValueError(f"There is no op {name!r} to replace. The ops are: {', '.join(sorted(set(__all__)))}.")
+    before = {name: ours[name] for name in functions}
+    ours.update(functions)
+    try:
+        yield
+    finally:
+        ours.update(before)
