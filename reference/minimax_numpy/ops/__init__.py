@@ -10,7 +10,7 @@ Layers call these functions through this module, which makes it the one door int
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from .attention import softmax, softmax_attention, visible_keys
 from .experts import mix_experts, route, swiglu
@@ -65,18 +65,22 @@ __all__ = [
 
 
 @contextmanager
-def using(**functions: Callable) -> Iterator[None]:
+def swapped(namespace: dict, functions: dict[str, Callable]) -> Iterator[None]:
+    """Put other functions under the names of ops in a module's namespace until the block ends."""
+    for name in functions:
+        if name not in __all__:
+            raise ValueError(f"There is no op {name!r} to replace. The ops are: {', '.join(__all__)}.")
+    before = {name: namespace[name] for name in functions}
+    namespace.update(functions)
+    try:
+        yield
+    finally:
+        namespace.update(before)
+
+
+def using(**functions: Callable) -> AbstractContextManager[None]:
     """Run other functions in place of these, inside the whole model, until the block ends.
 
     Raises ValueError where a name is not that of an op.
     """
-    ours = globals()
-    for name in functions:
-        if name not in __all__:
-            raise ValueError(f"There is no op {name!r} to replace. The ops are: {', '.join(sorted(set(__all__)))}.")
-    before = {name: ours[name] for name in functions}
-    ours.update(functions)
-    try:
-        yield
-    finally:
-        ours.update(before)
+    return swapped(globals(), functions)

@@ -1,0 +1,26 @@
+"""MiniMax-Text-01 in PyTorch: the twin of `minimax_numpy`, name for name, on CPU and CUDA."""
+
+from minimax_numpy.config import MiniMaxConfig
+from minimax_numpy.model import ModelOutput
+
+from . import ops
+from .cache import Cache
+from .model import (
+    MiniMaxForCausalLM,
+    MiniMaxForQuestionAnswering,
+    MiniMaxForSequenceClassification,
+    MiniMaxForTokenClassification,
+    MiniMaxModel,
+)
+
+__all__ = [
+    "Cache",
+    "MiniMaxConfig",
+    "MiniMaxForCausalLM",
+    "MiniMaxForQuestionAnswering",
+    "MiniMaxForSequenceClassification",
+    "MiniMaxForTokenClassification",
+    "MiniMaxModel",
+    "ModelOutput",
+    "ops",
+]

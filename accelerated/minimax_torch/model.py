@@ -1,0 +1,325 @@
+"""Twin of `minimax_numpy.model`: the same models as torch modules, on any device, float64 to float16.
+
+Beside what the reference offers: ``device=`` and ``attn_implementation=`` ("sdpa", or "eager" for the equation
+written out), and `from_reference`, which takes a NumPy model's weights.
+"""
+
+import os
+
+import minimax_numpy.model as reference
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from minimax_numpy.checkpoint import Checkpoint, plan_loading, save_checkpoint
+from minimax_numpy.config import MiniMaxConfig
+from minimax_numpy.generate import generate
+from minimax_numpy.model import ModelOutput, check_inputs, check_labels, fresh_weights
+from torch import Tensor, nn
+
+from . import ops
+from .cache import Cache
+from .layers import DecoderLayer, RMSNorm, Step
+from .shapes import Hidden, Positions, TokenIds
+
+DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
+
+
+class Pretrained(nn.Module):
+    """What the five models share: fresh weights, a checkpoint's, a NumPy model's, and the way back to disk."""
+
+    def __init__(
+        self,
+        config: MiniMaxConfig,
+        seed: int | None = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        attn_implementation: str = "sdpa",
+    ):
+        super().__init__()
+        self.config = config
+        check_dtype(dtype)
+        with torch.device("meta"):  # shapes only: the weights come once, below
+            self._build(config, attn_implementation)
+        if seed is not None:
+            fresh = fresh_weights(config, self.head, seed, np.dtype(np.float32))
+            self._take({name: torch.from_numpy(x) for name, x in fresh.items()}, dtype, check_device(device))
+
+    def _build(self, config: MiniMaxConfig, attn_implementation: str) -> None:
+        raise NotImplementedError
+
+    def _take(self, weights: dict[str, Tensor], dtype: torch.dtype | None, device: torch.device) -> None:
+        """Make these the parameters; routers are float32 at least."""
+        for name, x in weights.items():
+            kept = x.dtype if dtype is None else dtype
+            if name.endswith("mlp.gate.weight"):
+                kept = torch.promote_types(kept, torch.float32)
+            weights[name] = x.to(device, kept)
+        if isinstance(self, MiniMaxModel):
+            weights = {name.removeprefix("model."): x for name, x in weights.items()}
+        self.load_state_dict(weights, assign=True)
+
+    @property
+    def head(self) -> str:
+        """The name that config.json calls this model by."""
+        return type(self).__name__
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Name → tensor, named as in ``config.parameter_shapes()``."""
+        prefix = "model." if isinstance(self, MiniMaxModel) else ""
+        return {prefix + name: x for name, x in self.state_dict().items()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @classmethod
+    def from_reference(cls, model: reference.MiniMaxModel, dtype: torch.dtype | None = None, device=None, **kwargs):
+        """The twin of a NumPy model: the same weights, copied."""
+        if model.head != cls.__name__:
+            raise ValueError(f"The model is a {model.head}; its twin is minimax_torch.{model.head}.")
+        twin = cls(model.config, seed=None, **kwargs)
+        twin._take({name: torch.tensor(x) for name, x in model.weights.items()}, dtype, check_device(device))
+        return twin
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        attn_implementation: str = "sdpa",
+    ):
+        """Twin of [from_pretrained][minimax_numpy.model.MiniMaxModel.from_pretrained]; None keeps every stored type."""
+        device = check_device(device)
+        config = MiniMaxConfig.from_pretrained(path)
+        model = cls(config, seed=None, attn_implementation=attn_implementation)
+        checkpoint = Checkpoint(path)
+        plan = plan_loading(checkpoint, config, cls.__name__)
+        weights: dict[str, Tensor] = {}
+        for name, shape in config.parameter_shapes(cls.__name__).items():
+            for disk_name, where in plan[name]:
+                x = read_tensor(checkpoint, disk_name).to(device)
+                x = x if dtype is None or name.endswith("mlp.gate.weight") else x.to(dtype)
+                if where == ():
+                    weights[name] = x
+                else:
+                    weights.setdefault(name, x.new_empty(shape))[where] = x
+        model._take(weights, dtype, device)
+        return model
+
+    def save_pretrained(self, path: str | os.PathLike, max_shard_bytes: int = 5 * 10**9) -> None:
+        """Twin of [save_pretrained][minimax_numpy.model.MiniMaxModel.save_pretrained]."""
+        arrays = {name: to_bits(x) for name, x in self.weights.items()}
+        save_checkpoint(path, self.config, self.head, arrays, max_shard_bytes)
+
+
+class MiniMaxModel(Pretrained):
+    """Twin of [MiniMaxModel][minimax_numpy.model.MiniMaxModel]."""
+
+    def _build(self, config: MiniMaxConfig, attn_implementation: str) -> None:
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        layers = [DecoderLayer(config, i, attn_implementation) for i in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList(layers)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        input_ids: TokenIds | None = None,
+        attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
+        position_ids: Positions | None = None,
+        cache: Cache | None = None,
+        use_cache: bool = False,
+        inputs_embeds: Hidden | None = None,
+        cu_seqlens: Int[Tensor, "N_plus_1"] | None = None,
+        output_hidden_states: bool = False,
+        output_router_logits: bool = False,
+    ) -> ModelOutput:
+        check_inputs(self.config, input_ids, attention_mask, position_ids, cache, inputs_embeds, cu_seqlens)
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
+        mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
+        rows = 1 if cu_seqlens is None else len(cu_seqlens) - 1
+        memory = cache or Cache(self.config, max(rows, len(x)), x.device)
+        step, lengths = plan_step(self.config, x.shape[:2], mask, position_ids, memory.lengths, cu_seqlens)
+
+        hidden_states, router_logits = [x], []
+        for layer, layer_memory in zip(self.layers, memory.layers, strict=True):
+            x, logits = layer(x, step, layer_memory)
+            hidden_states.append(x)
+            router_logits.append(logits)
+        x = self.norm(x)
+        memory.lengths = lengths
+        return ModelOutput(
+            cache=memory if use_cache or cache is not None else None,
+            hidden_states=[*hidden_states, x] if output_hidden_states else None,
+            router_logits=router_logits if output_router_logits else None,
+            last_hidden_state=x,
+        )
+
+
+class MiniMaxForCausalLM(Pretrained):
+    """Twin of [MiniMaxForCausalLM][minimax_numpy.model.MiniMaxForCausalLM]."""
+
+    def _build(self, config: MiniMaxConfig, attn_implementation: str) -> None:
+        self.model = MiniMaxModel(config, None, attn_implementation=attn_implementation)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def _take(self, weights: dict[str, Tensor], dtype: torch.dtype | None, device: torch.device) -> None:
+        if self.config.tie_word_embeddings:
+            weights = {**weights, "lm_head.weight": weights["model.embed_tokens.weight"]}
+        super()._take(weights, dtype, device)
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Name → tensor, named as in ``config.parameter_shapes()``; a tied head is not counted again."""
+        tied = {"lm_head.weight"} if self.config.tie_word_embeddings else set()
+        return {name: x for name, x in self.state_dict().items() if name not in tied}
+
+    def forward(self, input_ids=None, attention_mask=None, *, labels=None, logits_to_keep: int = 0, **inputs):
+        out = self.model(input_ids, attention_mask, **inputs)
+        x = out.last_hidden_state
+        out.logits = self.lm_head(x[:, -logits_to_keep:] if logits_to_keep else x)  # (B, T or n, V)
+        mask = None if attention_mask is None else attention_mask.bool()
+        if labels is not None:
+            check_labels(labels, out.logits.shape[:2])
+            out.loss = ops.causal_loss(out.logits, within_documents(labels, inputs.get("cu_seqlens")), mask)
+        if out.router_logits is not None:
+            out.aux_loss = ops.load_balancing_loss(out.router_logits, self.config.num_experts_per_tok, mask)
+            out.loss = None if out.loss is None else out.loss + self.config.router_aux_loss_coef * out.aux_loss
+        return out
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: TokenIds,
+        attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
+        max_new_tokens: int = 20,
+        eos_token_id: int | tuple[int, ...] | None = None,
+        cache: Cache | None = None,
+    ) -> Int[Tensor, "B T_plus_new"]:
+        """Twin of [generate][minimax_numpy.model.MiniMaxForCausalLM.generate]."""
+        check_inputs(self.config, input_ids, attention_mask, None, cache, None, None)
+        device = input_ids.device
+        cache = cache or Cache(self.config, len(input_ids), device)
+
+        def step(ids: np.ndarray, mask: np.ndarray) -> Float[np.ndarray, "B V"]:
+            ids, mask = torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+            return self(ids, mask, cache=cache, logits_to_keep=1).logits[:, -1].double().cpu().numpy()
+
+        prompt, mask = input_ids.cpu().numpy(), None if attention_mask is None else attention_mask.cpu().numpy()
+        ids = generate(step, self.config, prompt, mask, max_new_tokens, eos_token_id)
+        return torch.from_numpy(ids).to(device)
+
+
+class MiniMaxForSequenceClassification(Pretrained):
+    """Twin of [MiniMaxForSequenceClassification][minimax_numpy.model.MiniMaxForSequenceClassification]."""
+
+    def _build(self, config: MiniMaxConfig, attn_implementation: str) -> None:
+        self.model = MiniMaxModel(config, None, attn_implementation=attn_implementation)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+
+    def forward(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
+        out = self.model(input_ids, attention_mask, **inputs)
+        x = out.last_hidden_state
+        row, last = last_tokens(self.config, x.shape[:2], input_ids, attention_mask, inputs.get("cu_seqlens"))
+        out.logits = self.score(x[row.to(x.device), last.to(x.device)])  # (rows, labels)
+        out.loss = None if labels is None else ops.classification_loss(out.logits, labels)
+        return out
+
+
+class MiniMaxForTokenClassification(Pretrained):
+    """Twin of [MiniMaxForTokenClassification][minimax_numpy.model.MiniMaxForTokenClassification]."""
+
+    def _build(self, config: MiniMaxConfig, attn_implementation: str) -> None:
+        self.model = MiniMaxModel(config, None, attn_implementation=attn_implementation)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
+        out = self.model(input_ids, attention_mask, **inputs)
+        out.logits = self.score(out.last_hidden_state)  # (B, T, labels)
+        out.loss = None if labels is None else ops.classification_loss(out.logits, labels)
+        return out
+
+
+class MiniMaxForQuestionAnswering(Pretrained):
+    """Twin of [MiniMaxForQuestionAnswering][minimax_numpy.model.MiniMaxForQuestionAnswering]."""
+
+    def _build(self, config: MiniMaxConfig, attn_implementation: str) -> None:
+        self.model = MiniMaxModel(config, None, attn_implementation=attn_implementation)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
+        out = self.model(input_ids, attention_mask, **inputs)
+        out.logits = self.qa_outputs(out.last_hidden_state)  # (B, T, 2)
+        if labels is not None:  # each end is a choice among the T positions
+            out.loss = ops.cross_entropy(out.logits.transpose(1, 2), labels)
+        return out
+
+
+def plan_step(config, shape, mask, position_ids, lengths, cu_seqlens):
+    """Twin of [plan_step][minimax_numpy.model.plan_step]."""
+    rows = None
+    if cu_seqlens is not None:
+        rows, mask = ops.document_rows(cu_seqlens.to(lengths.device))
+        shape = rows.shape
+    real = torch.ones(1, shape[1], dtype=torch.int64, device=lengths.device) if mask is None else mask.long()
+    slots = real.cumsum(dim=1) - real + lengths[:, None]  # (B, T)
+    lengths = lengths + real.sum(dim=1)
+    visible = None
+    if mask is not None or config.sliding_window or bool((lengths != lengths[0]).any()):
+        visible = ops.visible_keys(slots, int(lengths.max()), config.sliding_window)
+    positions = slots if rows is None else slots[mask][None]
+    return Step(positions if position_ids is None else position_ids, slots, mask, visible, rows), lengths
+
+
+def within_documents(labels: Int[Tensor, "B T"], cu_seqlens: Int[Tensor, "N_plus_1"] | None) -> Int[Tensor, "B T"]:
+    """Twin of [within_documents][minimax_numpy.model.within_documents]."""
+    if cu_seqlens is None:
+        return labels
+    labels = labels.clone()
+    labels[:, cu_seqlens[:-1].long()] = ops.losses.IGNORED
+    return labels
+
+
+def last_tokens(config, shape, input_ids, attention_mask, cu_seqlens) -> tuple[Tensor, Tensor]:
+    """Twin of [last_tokens][minimax_numpy.model.last_tokens], which it asks."""
+    asked = (None if x is None else x.cpu().numpy() for x in (input_ids, attention_mask, cu_seqlens))
+    row, last = reference.last_tokens(config, shape, *asked)
+    return torch.from_numpy(row), torch.from_numpy(np.asarray(last))
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Refuse a dtype that is not one of the four."""
+    if dtype not in DTYPES.values():
+        raise ValueError(f"dtype is {dtype}; torch models are {', '.join(DTYPES)}.")
+
+
+def check_device(device: torch.device | str | None) -> torch.device:
+    """The device of that name; refuses one that is not there."""
+    try:
+        device = torch.device(device or "cpu")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"There is no device {str(device)!r} on this machine; 'cpu' is always there.") from None
+    return device
+
+
+def read_tensor(checkpoint: Checkpoint, disk_name: str) -> Tensor:
+    """Read one tensor in its stored type. Raises ValueError where a number is not finite."""
+    bits = checkpoint.bits(disk_name)
+    x = torch.from_numpy(bits)
+    x = x.view(torch.bfloat16) if bits.dtype == np.uint16 else x
+    if not x.isfinite().all():
+        checkpoint.read(disk_name)  # says which and how many
+    return x
+
+
+def to_bits(x: Tensor) -> np.ndarray:
+    """A tensor as NumPy holds it; bfloat16 becomes uint16, its bits."""
+    x = x.detach().cpu().contiguous()
+    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()

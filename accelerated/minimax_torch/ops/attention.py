@@ -1,0 +1,51 @@
+"""Twin of `minimax_numpy.ops.attention`: same names, same order, on tensors."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ..shapes import GroupedKeys, GroupedValues, Outputs, Positions, Queries, Visible
+
+
+def softmax(scores: Float[Tensor, "*axes n"]) -> Float[Tensor, "*axes n"]:
+    """Twin of [softmax][minimax_numpy.ops.attention.softmax]."""
+    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    unseen = (wide == -torch.inf).all(dim=-1, keepdim=True)
+    return torch.where(unseen, 0, torch.softmax(torch.where(unseen, 0, wide), dim=-1))
+
+
+def visible_keys(positions: Positions, num_keys: int, sliding_window: int | None = None) -> Visible:
+    """Twin of [visible_keys][minimax_numpy.ops.attention.visible_keys]."""
+    t, j = positions[:, :, None], torch.arange(num_keys, device=positions.device)
+    visible = j <= t
+    return visible if sliding_window is None else visible & (j > t - sliding_window)
+
+
+def softmax_attention(
+    q: Queries, k: GroupedKeys, v: GroupedValues, visible: Visible | None = None, *, implementation: str = "sdpa"
+) -> Outputs:
+    """Twin of [softmax_attention][minimax_numpy.ops.attention.softmax_attention].
+
+    ``implementation`` is ``sdpa``, which calls scaled_dot_product_attention and its fused kernels, or ``eager``, which
+    writes the equation out and holds T × J scores.
+    """
+    B, H, T, d = q.shape
+    G, J = k.shape[1:3]
+    if H % G:
+        raise ValueError(f"{H} query heads cannot share {G} key heads; make H a multiple of G.")
+    if visible is None and T > 1 and (implementation == "eager" or T < J):
+        visible = torch.ones(T, J, dtype=torch.bool, device=q.device).tril(J - T).expand(B, T, J)
+    if implementation == "eager":
+        k, v = (x.repeat_interleave(H // G, dim=1) for x in (k, v))  # (B, H, J, d): neighbours share
+        scores = q @ k.transpose(-1, -2) * d**-0.5  # (B, H, T, J)
+        if visible is not None:
+            scores = scores.masked_fill(~visible[:, None], -torch.inf)
+        return softmax(scores).to(v.dtype) @ v
+    if implementation != "sdpa":
+        raise ValueError(f"attn_implementation is {implementation!r}; there are 'sdpa' and 'eager'.")
+    mask = None if visible is None else visible[:, None]
+    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=visible is None and T > 1, enable_gqa=G != H)
+    if visible is not None:  # a query that sees no key reads 0; some kernels give NaN
+        out = torch.where(visible.any(dim=-1)[:, None, :, None], out, 0)
+    return out

@@ -1,0 +1,48 @@
+"""Twin of `minimax_numpy.ops.experts`: same names, same order, on tensors."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..shapes import RouterLogits, RoutingIndices, RoutingWeights
+from .attention import softmax
+from .pointwise import activate
+from .projections import linear
+
+
+def route(logits: RouterLogits, top_k: int) -> tuple[RoutingWeights, RoutingIndices]:
+    """Twin of [route][minimax_numpy.ops.experts.route]."""
+    indices = logits.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
+    chosen = softmax(logits).gather(-1, indices)
+    return chosen / chosen.sum(dim=-1, keepdim=True), indices
+
+
+def swiglu(
+    x: Float[Tensor, "*tokens D"],
+    gate_up: Float[Tensor, "twoF D"],
+    down: Float[Tensor, "D F"],
+    hidden_act: str = "silu",
+) -> Float[Tensor, "*tokens D"]:
+    """Twin of [swiglu][minimax_numpy.ops.experts.swiglu]."""
+    hidden = linear(x, gate_up)  # (…, 2F)
+    F = down.shape[1]
+    return linear(activate(hidden[..., :F], hidden_act) * hidden[..., F:], down)
+
+
+def mix_experts(
+    x: Float[Tensor, "*tokens D"],
+    weights: RoutingWeights,
+    indices: RoutingIndices,
+    gate_up: Float[Tensor, "E twoF D"],
+    down: Float[Tensor, "E D F"],
+    hidden_act: str = "silu",
+) -> Float[Tensor, "*tokens D"]:
+    """Twin of [mix_experts][minimax_numpy.ops.experts.mix_experts]."""
+    flat, K = x.reshape(-1, x.shape[-1]), weights.shape[-1]
+    weights, indices = weights.reshape(-1, K), indices.reshape(-1, K)
+    y = torch.zeros_like(flat, dtype=torch.promote_types(x.dtype, torch.float32))
+    for expert in indices.unique().tolist():
+        token, choice = torch.nonzero(indices == expert, as_tuple=True)
+        said = swiglu(flat[token], gate_up[expert], down[expert], hidden_act)
+        y = y.index_add(0, token, (weights[token, choice, None] * said).to(y.dtype))
+    return y.to(x.dtype).reshape(x.shape)
