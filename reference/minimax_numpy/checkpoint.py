@@ -23,6 +23,7 @@ from .trace import bfloat16_to_float32
 
 INDEX = "model.safetensors.index.json"
 STORED = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+INTEGERS = {"I64": np.int64, "I32": np.int32, "BOOL": np.bool_}  # in traces and golden vectors, never weights
 # Constants that transformers saves beside the weights; the configuration already says them.
 CONSTANTS = re.compile(r"\.(slope_rate|query_decay|key_decay|diagonal_decay|inv_freq)$")
 OTHER_HEADS = re.compile(r"^(lm_head|score|qa_outputs)\.")
@@ -35,6 +36,7 @@ class Entry(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    nbytes: int
 
 
 class Checkpoint:
@@ -63,6 +65,11 @@ class Checkpoint:
         """Every tensor's name on disk."""
         return self._file_of.keys()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, as stored; reads every shard's header."""
+        return sum(entry.nbytes for entry in map(self.entry, self.names()))
+
     def entry(self, name: str) -> Entry:
         """A tensor's file, type, shape and offset, from the header of its shard."""
         if name not in self._file_of:
@@ -75,11 +82,7 @@ class Checkpoint:
 
     def bits(self, name: str) -> np.ndarray:
         """Read a tensor as it is stored; bfloat16 comes as uint16, its bits."""
-        entry = self.entry(name)
-        if entry.dtype not in STORED:
-            raise ValueError(f"{name!r} has type {entry.dtype}; this project reads {', '.join(STORED)}.")
-        count = int(np.prod(entry.shape))
-        return np.fromfile(entry.file, STORED[entry.dtype], count, offset=entry.offset).reshape(entry.shape)
+        return _read_bits(name, self.entry(name), STORED)
 
     def read(self, name: str) -> np.ndarray:
         """Read a tensor; bfloat16 becomes float32, exactly. Raises ValueError where a number is not finite."""
@@ -107,11 +110,11 @@ class Checkpoint:
             path = self.path / file
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is missing; {INDEX} says that it holds part of the model.")
-            self._headers[file] = _read_header(path)
+            self._headers[file] = read_header(path)
         return self._headers[file]
 
 
-def _read_header(path: Path) -> dict[str, Entry]:
+def read_header(path: Path) -> dict[str, Entry]:
     """Read the table of contents of one file, and check that the file holds all of it."""
     size = path.stat().st_size
     with open(path, "rb") as f:
@@ -125,16 +128,33 @@ def _read_header(path: Path) -> dict[str, Entry]:
             for name, item in header.items():
                 start, end = item["data_offsets"]
                 shape = tuple(item["shape"])
-                width = np.dtype(STORED[item["dtype"]]).itemsize if item["dtype"] in STORED else None
+                kind = (STORED | INTEGERS).get(item["dtype"])
+                width = kind and np.dtype(kind).itemsize
                 if start < 0 or end < start or (width and end - start != width * int(np.prod(shape))):
                     raise ValueError
                 if 8 + length + end > size:
                     raise ValueError(f"{path} is cut short: {name!r} ends at byte {8 + length + end} of {size}.")
-                entries[name] = Entry(path, item["dtype"], shape, 8 + length + start)
+                entries[name] = Entry(path, item["dtype"], shape, 8 + length + start, end - start)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             told = str(error) if "cut short" in str(error) else f"{path} has a damaged header; get the file again."
             raise ValueError(told) from None
     return entries
+
+
+def _read_bits(name: str, entry: Entry, types: Mapping[str, type]) -> np.ndarray:
+    if entry.dtype not in types:
+        raise ValueError(f"{name!r} in {entry.file} has type {entry.dtype}; this project reads {', '.join(types)}.")
+    count = int(np.prod(entry.shape))
+    return np.fromfile(entry.file, types[entry.dtype], count, offset=entry.offset).reshape(entry.shape)
+
+
+def read_tensors(file: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read one safetensors file whole, integers too; bfloat16 becomes float32."""
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no file {file}.")
+    arrays = {name: _read_bits(name, entry, STORED | INTEGERS) for name, entry in read_header(file).items()}
+    return {name: bfloat16_to_float32(x) if x.dtype == np.uint16 else x for name, x in arrays.items()}
 
 
 def pieces(name: str, shape: tuple[int, ...], on_disk: Collection[str] | None = None) -> list[tuple[str, tuple]]:
@@ -267,7 +287,7 @@ def save_checkpoint(
 
 def save_tensors(file: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
     """Write one safetensors file; a uint16 array is taken for the bits of bfloat16."""
-    whole = {name: np.ascontiguousarray(x) for name, x in tensors.items()}  # outlives the pointers below
+    whole = {name: np.asarray(x, order="C") for name, x in tensors.items()}  # outlives the pointers below
     specs = {
         name: TensorSpec(
             dtype="bfloat16" if x.dtype == np.uint16 else x.dtype.name,

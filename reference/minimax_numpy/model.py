@@ -136,11 +136,13 @@ class MiniMaxForCausalLM(MiniMaxModel):
         if labels is not None:
             check_labels(labels, out.logits.shape[:2])
             targets = within_documents(labels, inputs.get("cu_seqlens"))
-            out.loss = record("loss", ops.causal_loss(out.logits, targets, mask))
+            out.loss = ops.causal_loss(out.logits, targets, mask)
         if out.router_logits is not None:
             aux = ops.load_balancing_loss(out.router_logits, self.config.num_experts_per_tok, mask)
             out.aux_loss = record("aux_loss", aux)
             out.loss = None if out.loss is None else out.loss + self.config.router_aux_loss_coef * aux
+        if out.loss is not None:
+            out.loss = record("loss", out.loss)
         return out
 
     def generate(

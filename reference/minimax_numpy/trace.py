@@ -5,6 +5,7 @@ The model passes each part through `record`. Outside a `recording` block that do
 own value, so that what comes after is judged by itself.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -28,6 +29,10 @@ def recording(watcher: Callable[[str, np.ndarray], np.ndarray]) -> Iterator[None
         _watchers.pop()
 
 
+WIDE = re.compile(r"(self_attn\.state|mlp\.gate(\.weights)?|loss)$")
+"""Parts that are float32 at least, whatever the activations' type."""
+
+
 class Trace(dict):
     """The parts of one call, name → array.
 
@@ -44,16 +49,12 @@ class Trace(dict):
         self.round_to, self.force = round_to, force or {}
 
     def __call__(self, name: str, x: np.ndarray) -> np.ndarray:
-        floating = np.issubdtype(x.dtype, np.floating)
-        if self.round_to and floating:
-            x = round_to(x, self.round_to)
-        self[name] = x
+        narrow = self.round_to and np.issubdtype(x.dtype, np.floating) and not WIDE.search(name)
+        self[name] = x = round_to(x, self.round_to) if narrow else x
         if name not in self.force:
             return x
         forced = self.force[name]
-        if self.round_to and floating:
-            forced = round_to(forced, self.round_to)
-        return forced.astype(x.dtype)
+        return (round_to(forced, self.round_to) if narrow else forced).astype(x.dtype)
 
 
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}

@@ -1,0 +1,201 @@
+"""The parts of any torch model, by hooks: seen, and where wanted replaced.
+
+A part is the output of the module of that name (the first item of a tuple), or with ``.input`` at the end, its
+input. A router that returns (logits, weights, indices) in any order of the last two shows all three.
+"""
+
+import inspect
+import os
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from minimax_numpy.check.targets import Call, Watch, optional
+from minimax_numpy.config import LIGHTNING
+from torch import Tensor, nn
+
+from .cache import Cache
+from .model import DTYPES, MiniMaxForCausalLM, Pretrained, check_device
+
+ALIASES = {"block_sparse_moe": "mlp"}
+
+
+@contextmanager
+def watching(model: nn.Module, watch: Watch, names: Collection[str]) -> Iterator[None]:
+    """Show the parts called ``names`` to ``watch(name, array) -> array`` and go on with what it returns."""
+    modules = {part_name(path): module for path, module in model.named_modules()}
+    handles = []
+    for path, module in modules.items():
+        if f"{path}.input" in names:
+            handles.append(module.register_forward_pre_hook(_before(f"{path}.input", watch), with_kwargs=True))
+        routes = f"{path}.indices" in names and f"{path}.indices" not in modules
+        if path in names or routes:
+            handles.append(module.register_forward_hook(_after(path, watch, routes)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def part_name(path: str) -> str:
+    """A module's path in the vocabulary of transformers 5."""
+    path = ".".join(ALIASES.get(step, step) for step in path.split("."))
+    return path if path.startswith(("model", "lm_head")) or not path else f"model.{path}"
+
+
+def _before(name: str, watch: Watch):
+    def hook(module, arguments, named):
+        if arguments:
+            return (_show(name, arguments[0], watch), *arguments[1:]), named
+        key = next((key for key, x in named.items() if isinstance(x, Tensor)), None)
+        return (arguments, named) if key is None else (arguments, {**named, key: _show(name, named[key], watch)})
+
+    return hook
+
+
+def _after(name: str, watch: Watch, routes: bool):
+    def hook(module, arguments, output):
+        items = list(output) if isinstance(output, tuple) else [output]
+        items[0] = _show(name, items[0], watch)
+        if routes:
+            for i, x in enumerate(items[1:], start=1):
+                items[i] = _show(f"{name}.{'weights' if x.is_floating_point() else 'indices'}", x, watch)
+        return tuple(items) if isinstance(output, tuple) else items[0]
+
+    return hook
+
+
+def _show(name: str, x: Tensor, watch: Watch) -> Tensor:
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    seen = wide.detach().cpu().numpy()
+    back = watch(name, seen)
+    if back is seen:
+        return x
+    if back.size != x.numel():
+        return x  # another shape: recorded, and judged as such
+    return torch.from_numpy(np.ascontiguousarray(back)).to(x.device, x.dtype).reshape(x.shape)
+
+
+class TorchTarget:
+    """Any torch module whose modules carry the names of transformers 5; our twin, with its cache and its losses."""
+
+    forcible = True
+
+    def __init__(self, model: nn.Module, name: str):
+        self.model, self.name = model.eval(), name
+        takes = inspect.signature(model.forward).parameters
+        self.is_twin = isinstance(model, Pretrained)
+        self.takes_mask = self.is_twin or "attention_mask" in takes
+        self.decodes = self.is_twin
+        self.padding = "any" if self.takes_mask else None
+        self.cache: Cache | None = None
+        if not any(part_name(path).startswith("model.layers.") for path, _ in model.named_modules()):
+            raise ValueError(f"{name} has no module called model.layers.…; name its modules as transformers 5 does.")
+
+    @property
+    def dtype(self) -> str | None:
+        """What its weights are in, the widest of them where they differ."""
+        found = {x.dtype for x in self.model.parameters() if x.is_floating_point()}
+        body = found - {torch.float32} if len(found) > 1 else found  # a narrow model may keep float32 routers
+        return next((name for name, dtype in DTYPES.items() if dtype in body), None)
+
+    def to(self, dtype: str | None, device: str) -> None:
+        """Move the model to a type and a device."""
+        self.model.to(check_device(device), DTYPES[dtype] if dtype else None)
+
+    def run(self, call: Call, watch: Watch, names: Collection[str]) -> None:
+        device = next(self.model.parameters()).device
+        ids = torch.from_numpy(call.input_ids).to(device)
+        mask = None if call.attention_mask is None else torch.from_numpy(call.attention_mask).to(device)
+        with torch.no_grad(), watching(self.model, watch, names):
+            if not self.is_twin:
+                self.model(ids, **({} if mask is None else {"attention_mask": mask.long()}))
+                return
+            if call.start or self.cache is None:
+                self.cache = Cache(self.model.config, len(ids), device)
+            training = {} if call.labels is None else {"labels": torch.from_numpy(call.labels).to(device)}
+            out = self.model(ids, mask, cache=self.cache, output_router_logits=bool(training), **training)
+        _show_losses(out, watch)
+
+
+class TransformersTarget(TorchTarget):
+    """transformers' own MiniMax, with its cache: states and keys are read from it and written back to it."""
+
+    def __init__(self, model: nn.Module, name: str = "transformers", notes: tuple[str, ...] = ()):
+        super().__init__(model, name)
+        self.decodes, self.padding, self.notes = True, "left", list(notes)
+        self.past, self.seen = None, 0
+
+    def run(self, call: Call, watch: Watch, names: Collection[str]) -> None:
+        device = next(self.model.parameters()).device
+        ids = torch.from_numpy(call.input_ids).to(device)
+        if call.start:
+            self.past, self.seen = None, 0
+        T = ids.shape[1]
+        mask = torch.ones(len(ids), self.seen + T, dtype=torch.long, device=device)
+        if call.attention_mask is not None:
+            mask = torch.from_numpy(call.attention_mask).to(device).long()
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -T:]  # left out, every decoded token is at position 0
+        training = {}
+        if call.labels is not None:
+            training = {"labels": torch.from_numpy(call.labels).to(device), "output_router_logits": True}
+        with torch.no_grad(), watching(self.model, watch, names):
+            out = self.model(
+                ids, attention_mask=mask, position_ids=positions, past_key_values=self.past, use_cache=True, **training
+            )
+        self.past, self.seen = out.past_key_values, self.seen + T
+        for i, kind in enumerate(self.model.config.layer_types):
+            path = f"model.layers.{i}.self_attn"
+            if kind == LIGHTNING:
+                self.past.linear_cache[i] = _show(f"{path}.state", self.past.linear_cache[i], watch)
+            else:
+                keys = self.past.layers[i].keys  # (B, G, J, d)
+                new = keys[:, :, -T:].transpose(1, 2).clone()
+                keys[:, :, -T:] = _show(f"{path}.key", new, watch).transpose(1, 2)
+        _show_losses(out, watch)
+
+
+def _show_losses(out, watch: Watch) -> None:
+    for name in ("aux_loss", "loss"):
+        if getattr(out, name, None) is not None:
+            _show(name, getattr(out, name), watch)
+
+
+def open_minimax_torch(path: str | os.PathLike, dtype: str | None, device: str) -> TorchTarget:
+    """Our twin of a checkpoint, float64 unless asked otherwise."""
+    model = MiniMaxForCausalLM.from_pretrained(path, DTYPES[dtype or "float64"], device)
+    return TorchTarget(model, "minimax_torch")
+
+
+def open_transformers(path: str | os.PathLike, dtype: str | None, device: str) -> TransformersTarget:
+    """transformers' model of a checkpoint, float32 unless asked otherwise; its float64 is not one."""
+    transformers = optional("transformers", "hf")
+    if dtype == "float64":
+        raise ValueError("transformers' float64 passes through float32; ask for float32, bfloat16 or float16.")
+    device = check_device(device)
+    from minimax_numpy.config import MiniMaxConfig
+    from minimax_numpy.model import MiniMaxForCausalLM as Reference
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    options = {"dtype": DTYPES[dtype or "float32"], "attn_implementation": "eager", "experts_implementation": "eager"}
+    config, notes = MiniMaxConfig.from_pretrained(path), []
+    with tempfile.TemporaryDirectory() as folder:
+        if _is_original(path):  # transformers does not read this spelling
+            Reference.from_pretrained(path).save_pretrained(folder)
+            notes.append("the checkpoint is in the original spelling; transformers was given the same one in its own")
+            path = folder
+        model = transformers.MiniMaxForCausalLM.from_pretrained(path, **options)
+    if config.slope_rule == "original" and notes:
+        notes.append("transformers takes its own slope rule: up to 1e-5 apart in a small model")
+    return TransformersTarget(model.to(device), notes=tuple(notes))
+
+
+def _is_original(path: str | os.PathLike) -> bool:
+    import json
+
+    with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
+        return json.load(file).get("model_type") != "minimax"

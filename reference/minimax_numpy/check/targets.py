@@ -1,0 +1,145 @@
+"""What can be cross-checked: a NumPy model, a torch module, a callable, a recorded trace.
+
+A target runs one call at a time and shows each part to a watcher, ``watch(name, x) -> x``. Where the target
+goes on with what the watcher hands back it is *forcible*, and can be judged part by part.
+"""
+
+import importlib
+import os
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from .. import ops
+from ..cache import Cache
+from ..checkpoint import read_tensors
+from ..model import MiniMaxForCausalLM
+from ..trace import recording
+
+Watch = Callable[[str, np.ndarray], np.ndarray]
+
+
+class Call(NamedTuple):
+    """One forward call. Calls of a phase follow one another on one cache; ``start`` begins an empty one."""
+
+    phase: str
+    input_ids: np.ndarray
+    attention_mask: np.ndarray | None = None
+    start: bool = False
+    labels: np.ndarray | None = None
+
+
+class Target(Protocol):
+    """Anything that can be cross-checked."""
+
+    name: str
+    forcible: bool
+    decodes: bool  # continues on a cache
+    padding: str | None  # "any", "left" (on an empty cache only) or None
+
+    def run(self, call: Call, watch: Watch, names: Collection[str]) -> None:
+        """Make a call, showing the parts called ``names`` to ``watch``."""
+
+
+class NumpyTarget:
+    """The reference itself, or with other ops in it."""
+
+    forcible, decodes, padding = True, True, "any"
+
+    def __init__(self, model: MiniMaxForCausalLM, functions: dict[str, Callable] | None = None, name: str = "minimax_numpy"):
+        self.model, self.functions, self.name = model, functions or {}, name
+        self.cache: Cache | None = None
+
+    def run(self, call: Call, watch: Watch, names: Collection[str] = ()) -> None:
+        if call.start or self.cache is None:
+            self.cache = Cache(self.model.config, len(call.input_ids))
+        training = {} if call.labels is None else {"labels": call.labels, "output_router_logits": True}
+        with recording(watch), ops.using(**self.functions):
+            self.model(call.input_ids, call.attention_mask, cache=self.cache, **training)
+
+
+class CallableTarget:
+    """A function ids → {part: array}: seen from outside, so only judged as it runs by itself."""
+
+    forcible, decodes, padding = False, False, None
+
+    def __init__(self, function: Callable[[np.ndarray], dict[str, Any]], name: str):
+        self.function, self.name = function, name
+
+    def run(self, call: Call, watch: Watch, names: Collection[str]) -> None:
+        found = self.function(call.input_ids)
+        if not isinstance(found, dict):
+            raise ValueError(f"{self.name} returned a {type(found).__name__}; it should return a dict of part → array.")
+        for name, x in found.items():
+            watch(name.replace(".block_sparse_moe", ".mlp"), np.asarray(x))
+
+
+class RecordedTarget(CallableTarget):
+    """A trace in a safetensors file, part → array, recorded on the ids that it holds as ``input_ids``."""
+
+    def __init__(self, file: str | os.PathLike):
+        self.parts = read_tensors(file)
+        self.input_ids = self.parts.pop("input_ids", None)
+        super().__init__(lambda ids: self.parts, str(file))
+
+
+def as_target(other: Any, path: str | os.PathLike | None, dtype: str | None, device: str) -> Target:
+    """Make a target of a model, a callable, a trace's file or a name; see `crosscheck`."""
+    if isinstance(other, MiniMaxForCausalLM):
+        return NumpyTarget(other, name="a NumPy model")
+    if isinstance(other, str | os.PathLike):
+        return _by_name(str(other), path, dtype, device)
+    if hasattr(other, "named_modules"):
+        return _hooks().TorchTarget(other, type(other).__name__)
+    if all(hasattr(other, name) for name in ("run", "forcible", "decodes", "padding")):
+        return other
+    if callable(other):
+        return CallableTarget(other, getattr(other, "__qualname__", type(other).__name__))
+    raise ValueError(f"A {type(other).__name__} cannot be cross-checked; give a model, a callable, a trace or a name.")
+
+
+def _hooks():
+    return optional("minimax_torch.hooks", "torch")
+
+
+def optional(module: str, extra: str):
+    """Import a module that comes with an extra; where it is absent, say how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        told = f"{error.name} is not installed; pip install 'minimax-twin[{extra}]' brings it."
+        raise ModuleNotFoundError(told, name=error.name) from None
+
+
+def _by_name(name: str, path, dtype, device) -> Target:
+    if name.endswith(".safetensors"):
+        return RecordedTarget(name)
+    if name in ("minimax_torch", "transformers"):
+        if path is None:
+            raise ValueError(f"Against {name} the truth must be a checkpoint's folder; both sides load it.")
+        return getattr(_hooks(), f"open_{name}")(path, dtype, device)
+    other = load_object(name)(path)
+    if hasattr(other, "named_modules"):
+        target = _hooks().TorchTarget(other, name)
+        target.to(dtype, device)
+        return target
+    if not callable(other):
+        raise ValueError(f"{name} returned a {type(other).__name__}; a factory returns a torch module or a callable.")
+    return CallableTarget(other, name)
+
+
+def load_object(name: str) -> Any:
+    """The object that ``package.module:attribute`` names."""
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise ValueError(f"{name!r} is no target; give minimax_torch, transformers, package.module:factory or a .safetensors.")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"There is no module {error.name!r} to import; is it on PYTHONPATH?") from None
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{module} has no {attribute!r}; is the name right?")
+        found = getattr(found, part)
+    return found

@@ -1,0 +1,201 @@
+"""The command line: ``minimax-twin demo · crosscheck · golden · generate · inspect · bench``.
+
+Exit status: 0 the same (or done), 1 different, 2 bad input, told in one sentence.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .check import crosscheck
+from .check.golden import judge_golden, write_model, write_op
+from .check.report import Report
+from .check.single import check_op
+from .check.targets import load_object, optional
+from .checkpoint import Checkpoint
+from .config import MiniMaxConfig
+from .counts import describe
+from .model import MiniMaxForCausalLM
+from .shipped import TINY
+
+OK, DIFFERENT, BAD_INPUT = 0, 1, 2
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"minimax-twin: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and its options."""
+    top = argparse.ArgumentParser(prog="minimax-twin", description="MiniMax-Text-01 twice, and a cross-check between the two.")
+    commands = top.add_subparsers(required=True, metavar="command")
+
+    def command(run, told: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(run.__name__.removeprefix("run_"), help=told, description=run.__doc__)
+        sub.set_defaults(run=run)
+        return sub
+
+    def checkpoint(sub, told: str = "a folder of safetensors; without it, the small model that ships with the package"):
+        sub.add_argument("checkpoint", nargs="?", type=Path, default=TINY, metavar="CHECKPOINT", help=told)
+
+    command(run_demo, "cross-check the small model and generate from both twins")
+
+    sub = command(run_crosscheck, "compare a model, an op or a file of numbers with the reference")
+    checkpoint(sub)
+    sub.add_argument("--against", default="minimax_torch", metavar="OTHER",
+                     help="minimax_torch, transformers, package.module:factory, or a trace or answers in .safetensors")  # fmt: skip
+    sub.add_argument("--op", metavar="NAME", help="check one op; --against names the function")
+    sub.add_argument("--golden", type=Path, metavar="DIR", help="judge answers by golden vectors; --against names their file")
+    sub.add_argument("--dtype", choices=DTYPES, help="what the other side computes in")
+    sub.add_argument("--device", default="cpu", help="where a torch target runs")
+    sub.add_argument("--length", type=int, default=130, help="tokens of the prefill")
+    sub.add_argument("--decode", type=int, default=4, help="tokens one by one after it")
+    sub.add_argument("--layers", metavar="3,7", help="only the parts of these layers")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
+    sub.add_argument("--plot", type=Path, metavar="FILE", help="draw error by depth, .svg or .png")
+
+    sub = command(run_golden, "write inputs and answers for programs in other languages")
+    sub.add_argument("folder", type=Path, metavar="DIR")
+    sub.add_argument("--op", metavar="NAME", help="vectors of one op")
+    sub.add_argument("--model", nargs="?", type=Path, const=TINY, metavar="CHECKPOINT", help="every part of a model's prefill")
+    sub.add_argument("--seed", type=int, default=0)
+
+    sub = command(run_generate, "continue token ids greedily")
+    checkpoint(sub)
+    sub.add_argument("--ids", required=True, metavar="1,2,3", help="the prompt; several rows are separated by semicolons")
+    sub.add_argument("--max-new-tokens", type=int, default=20)
+    sub.add_argument("--twin", action="store_true", help="generate with minimax_torch")
+    sub.add_argument("--device", default="cpu", help="where the twin runs")
+
+    sub = command(run_inspect, "parameters, bytes, FLOPs and memory")
+    checkpoint(sub, "a config.json, a folder, or text-01; without it, the small model")
+    sub.add_argument("--length", type=int, default=1_048_576, help="tokens in the cache")
+
+    sub = command(run_bench, "measure; prints ratios of one run")
+    sub.add_argument("what", choices=("prefill", "loading"))
+    sub.add_argument("--length", type=int, default=4096, help="tokens of the prefill")
+    sub.add_argument("--repeat", type=int, default=3)
+    return top
+
+
+def run_demo(options) -> int:
+    """Cross-check the small model that ships with the package, and generate from it with both twins."""
+    prompt = np.array([[1, 77, 105, 110, 105, 77, 97, 120], [0, 0, 0, 1, 116, 119, 105, 110]])  # left-padded
+    mask = prompt != 0
+    ids = MiniMaxForCausalLM.from_pretrained(TINY).generate(prompt, mask, max_new_tokens=12)
+    try:
+        twin = optional("minimax_torch", "torch")
+    except ModuleNotFoundError as error:
+        report = crosscheck(TINY, MiniMaxForCausalLM.from_pretrained(TINY), dtype="float32")
+        print(report, f"\n{error}\nWithout it, this was the reference in float32 against itself in float64.")
+        print("\ngenerated:", *(row.tolist() for row in ids[:, prompt.shape[1] :]), sep="\n  ")
+        return OK if report.ok else DIFFERENT
+    torch = optional("torch", "torch")
+    report = crosscheck(TINY, "minimax_torch")
+    print(report, "\n")
+    model = twin.MiniMaxForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    twin_ids = model.generate(torch.from_numpy(prompt), torch.from_numpy(mask), max_new_tokens=12).numpy()
+    for name, found in (("minimax_numpy", ids), ("minimax_torch", twin_ids)):
+        print(f"{name} generates", *(row.tolist() for row in found[:, prompt.shape[1] :]), sep="\n  ")
+    same = bool((ids == twin_ids).all())
+    print("token for token the same" if same else "the tokens differ")
+    return OK if report.ok and same else DIFFERENT
+
+
+def run_crosscheck(options) -> int:
+    """Compare with the reference: a whole model, one op (--op), or a file of answers (--golden)."""
+    if options.op and options.golden:
+        raise ValueError("--op and --golden are two checks; give one of them.")
+    if options.golden:
+        report = judge_golden(options.golden, options.against)
+    elif options.op:
+        name = options.against if options.against != "minimax_torch" else f"minimax_torch.ops:{options.op}"
+        report = check_op(options.op, load_object(name), dtype=options.dtype or "float64", seed=options.seed)
+    else:
+        layers = numbers(options.layers, "--layers") if options.layers else None
+        report = crosscheck(
+            options.checkpoint, options.against, dtype=options.dtype, length=options.length, decode=options.decode,
+            layers=layers, seed=options.seed, device=options.device,
+        )  # fmt: skip
+    return tell(report, options)
+
+
+def tell(report: Report, options) -> int:
+    """Print a report, write what was asked for, and turn its verdict into an exit status."""
+    print(report)
+    if options.json:
+        report.to_json(options.json)
+    if options.plot:
+        report.plot(options.plot)
+    return OK if report.ok else DIFFERENT
+
+
+def run_golden(options) -> int:
+    """Write golden vectors: inputs.safetensors, expected.safetensors and golden.json."""
+    if bool(options.op) == bool(options.model):
+        raise ValueError("Give --op NAME or --model, one of the two.")
+    if options.op:
+        folder = write_op(options.folder, options.op, options.seed)
+    else:
+        folder = write_model(options.folder, MiniMaxForCausalLM.from_pretrained(options.model, np.float64), seed=options.seed)
+    print(f"wrote {folder}/inputs.safetensors, expected.safetensors and golden.json")
+    return OK
+
+
+def run_generate(options) -> int:
+    """Continue each row of ids with its likeliest tokens."""
+    rows = [numbers(row, "--ids") for row in options.ids.split(";")]
+    width = max(map(len, rows))
+    ids = np.array([[0] * (width - len(row)) + row for row in rows], dtype=np.int64)
+    mask = np.array([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    if options.twin:
+        twin, torch = optional("minimax_torch", "torch"), optional("torch", "torch")
+        model = twin.MiniMaxForCausalLM.from_pretrained(options.checkpoint, device=options.device)
+        ids, mask = (torch.from_numpy(x).to(options.device) for x in (ids, mask))
+    else:
+        model = MiniMaxForCausalLM.from_pretrained(options.checkpoint)
+    for row in model.generate(ids, mask, max_new_tokens=options.max_new_tokens).tolist():
+        print(",".join(map(str, row[width:])))
+    return OK
+
+
+def run_inspect(options) -> int:
+    """Count a model's parameters, bytes, FLOPs and memory, exactly, from its configuration."""
+    if options.length < 1:
+        raise ValueError(f"--length is {options.length}; it must be at least 1.")
+    if str(options.checkpoint) == "text-01":
+        print(describe(MiniMaxConfig.text_01(), options.length))
+        return OK
+    config, stored = MiniMaxConfig.from_pretrained(options.checkpoint), None
+    if options.checkpoint.is_dir() and any(options.checkpoint.glob("*.safetensors")):
+        stored = Checkpoint(options.checkpoint).nbytes
+    print(describe(config, options.length, stored))
+    return OK
+
+
+def run_bench(options) -> int:
+    """Measure the reference: its prefill beside transformers', or the memory that loading takes."""
+    return optional("minimax_torch.bench", "torch").main(options)
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """Whole numbers separated by commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{option} is {text!r}; give whole numbers separated by commas.") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
