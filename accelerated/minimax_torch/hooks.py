@@ -124,6 +124,8 @@ class TorchTarget:
 class TransformersTarget(TorchTarget):
     """transformers' own MiniMax, with its cache: states and keys are read from it and written back to it."""
 
+    shown_late = (".key",)  # seen in the cache after the call, too late to be replaced within it
+
     def __init__(self, model: nn.Module, name: str = "transformers", notes: tuple[str, ...] = ()):
         super().__init__(model, name)
         self.decodes, self.padding, self.notes = True, "left", list(notes)

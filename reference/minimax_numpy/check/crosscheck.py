@@ -11,7 +11,7 @@ Three phases: a prefill, some tokens one by one on the cache, and a padded batch
 import math
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,22 +89,25 @@ class Runs:
 
     def __init__(self, exact: MiniMaxForCausalLM, target: Target, dtype: str, calls: list[Call]):
         self.exact, self.dtype, self.calls, self.force = exact, dtype, calls, target.forcible
-        self.true = self.run(NumpyTarget(exact), force=False)
-        self.free = self.run(target, force=False)
-        self.found = self.run(target) if self.force else self.free
+        self.true = self.run(NumpyTarget(exact))
+        self.free = self.run(target)
+        self.found, self.fed = self.free, None
+        if target.forcible:
+            self.found = self.run(target, self.true)
+            late = getattr(target, "shown_late", ())
+            within = {part for part in self.free[0] if not part.endswith(late)}  # it computes on with its own of the rest
+            self.fed = [{part: x for part, x in trace.items() if part in within} for trace in self.true]
         self.plain = self.sizes = None
         if dtype != "float64":
-            self.plain = self.run(rounded(exact, dtype), round_to=dtype)
-            self.sizes = self.run(on_magnitudes(exact), force=True)
+            self.plain = self.run(rounded(exact, dtype), self.fed, dtype)
+            self.sizes = self.run(on_magnitudes(exact), self.true)
 
-    def run(self, target: Target, force: bool | None = None, round_to: str | None = None) -> list[Trace]:
-        """Make the calls; with ``force`` (by default where the target can) each part goes on with the truth's value."""
-        true = getattr(self, "true", None)
-        force = self.force if force is None else force
+    def run(self, target: Target, fed: Sequence[Mapping] | None = None, round_to: str | None = None) -> list[Trace]:
+        """Make the calls; parts that are ``fed`` go on with those values."""
         traces = []
         for i, call in enumerate(self.calls):
-            trace = Trace(round_to, true[i] if force else None)
-            target.run(call, trace, true[i].keys() if true else ())
+            trace = Trace(round_to, fed and fed[i])
+            target.run(call, trace, self.true[i].keys() if hasattr(self, "true") else ())
             traces.append(trace)
         return traces
 
@@ -278,7 +281,7 @@ def nearest_defect(runs: Runs, rows: list[Row]) -> tuple[str | None, str | None]
     best, named = math.inf, None
     for defect in DEFECTS.values():
         try:
-            mistaken = runs.run(NumpyTarget(runs.exact, defect.plant(ops)))
+            mistaken = runs.run(NumpyTarget(runs.exact, defect.plant(ops)), runs.fed)
         except Exception:  # a mistake may be impossible in this model: its one head has no other order
             continue
 

@@ -95,8 +95,8 @@ def answers(
     """Call a function on a case in a dtype and an array library; its answers as float64 NumPy arrays."""
     taken = inspect.signature(right or function).parameters
     positional, named = [], {}
-    for key, x in case.arguments.items():
-        x = convert(x, key, dtype, library)
+    for key in (key for key in taken if key in case.arguments):  # in the op's own order
+        x = convert(case.arguments[key], key, dtype, library)
         if taken[key].kind is not inspect.Parameter.KEYWORD_ONLY:
             positional.append(x)
         elif _takes(function, key):
