@@ -1,0 +1,43 @@
+# Every target sets up what it needs in .venv: Python 3.11 or later and make are enough.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SHAPES := --jaxtyping-packages=minimax_numpy,minimax_torch,beartype.beartype
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-slow lint docs notebooks tiny clean
+
+demo: .venv/torch  ## cross-check the small model, and generate from it with both twins
+	@$(BIN)/minimax-twin demo
+
+test: .venv/test  ## every test but the slow ones; shapes in signatures are checked as the tests run
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(SHAPES) --doctest-modules tests reference
+
+test-slow: .venv/test  ## the slow tests
+	$(BIN)/python -m pytest -n 2 -m slow tests
+
+lint: .venv/test  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: .venv/docs  ## build the site into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+notebooks: .venv/test  ## make the .ipynb from the percent scripts
+	$(BIN)/python tests/notebooks/remake.py
+
+tiny: .venv/torch  ## make the small model that ships with the package again
+	$(BIN)/python -m minimax_numpy.shipped
+
+.venv/pip:
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/torch .venv/test .venv/docs: .venv/%: .venv/pip pyproject.toml constraints.txt
+	@echo "installing minimax-twin[$*] into .venv"
+	@$(INSTALL) -e '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf .venv site
