@@ -82,7 +82,9 @@ def prefill(options) -> int:
           f"{c.intermediate_size}; logits {apart:.1e} apart")  # fmt: skip
     for name, column in (("minimax_numpy", 0), ("transformers", 1)):
         times = [pair[column] for pair in pairs]
-        print(f"{name:<14} {options.length / median(times):8.0f} tokens/s   median of {len(times)}: {median(times):.2f} s")
+        print(
+            f"{name:<14} {options.length / median(times):8.0f} tokens/s   median of {len(times)}: {median(times):.2f} s"
+        )
     print(f"minimax_numpy / transformers, pair by pair: {median(b / a for a, b in pairs):.2f} × its tokens per second")
     return 0
 
@@ -107,7 +109,9 @@ def loading(options) -> int:
         print(f"a checkpoint of {stored / 2**20:.0f} MiB in bfloat16, read a tensor at a time in a process of its own")
         for package in ("minimax_numpy", "minimax_torch"):
             code = LOAD.format(package=package)
-            out = subprocess.run([sys.executable, "-c", code, folder, str(TINY)], check=True, capture_output=True, text=True)
+            out = subprocess.run(
+                [sys.executable, "-c", code, folder, str(TINY)], check=True, capture_output=True, text=True
+            )
             kept, largest, peak = map(int, out.stdout.split())
             print(f"{package}: keeps {kept / 2**20:.0f} MiB, its largest tensor {largest / 2**20:.0f} MiB; peak {peak / 2**20:.0f} "
                   f"MiB, {(peak - kept) / largest:.2f} × the largest tensor above what is kept")  # fmt: skip

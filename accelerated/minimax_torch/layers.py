@@ -191,9 +191,7 @@ class DecoderLayer(nn.Module):
             self.shared_mlp = SharedMlp(config)
             self.coefficient = nn.Linear(config.hidden_size, 1, bias=False)
 
-    def forward(
-        self, x: Hidden, step: Step, memory: LightningMemory | SoftmaxMemory
-    ) -> tuple[Hidden, RouterLogits]:
+    def forward(self, x: Hidden, step: Step, memory: LightningMemory | SoftmaxMemory) -> tuple[Hidden, RouterLogits]:
         n1 = self.input_layernorm(x)
         if self.is_lightning:
             update, memory.state = self.self_attn(n1, step, memory.state)

@@ -77,7 +77,9 @@ class Checkpoint:
         file = self._file_of[name]
         header = self._header(file)
         if name not in header:
-            raise ValueError(f"{INDEX} puts {name!r} in {file}, but it is not there; the index belongs to other shards.")
+            raise ValueError(
+                f"{INDEX} puts {name!r} in {file}, but it is not there; the index belongs to other shards."
+            )
         return header[name]
 
     def bits(self, name: str) -> np.ndarray:
@@ -90,7 +92,9 @@ class Checkpoint:
         x = bfloat16_to_float32(bits) if bits.dtype == np.uint16 else bits
         if not all_finite(x):
             count = int((~np.isfinite(x)).sum())
-            raise ValueError(f"{name!r} in {self.path} holds {count} numbers that are NaN or infinite; the file is damaged.")
+            raise ValueError(
+                f"{name!r} in {self.path} holds {count} numbers that are NaN or infinite; the file is damaged."
+            )
         return x
 
     def _read_index(self, index: Path) -> dict[str, str]:
@@ -120,7 +124,9 @@ def read_header(path: Path) -> dict[str, Entry]:
     with open(path, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
         if not 0 < length <= size - 8:
-            raise ValueError(f"{path} is not a safetensors file, or is cut short: its header does not fit in {size} bytes.")
+            raise ValueError(
+                f"{path} is not a safetensors file, or is cut short: its header does not fit in {size} bytes."
+            )
         try:
             header = json.loads(f.read(length))
             header.pop("__metadata__", None)
@@ -204,7 +210,9 @@ def plan_loading(checkpoint: Checkpoint, config: MiniMaxConfig, head: str) -> di
         )
     extra = sorted(n for n in on_disk - used if not CONSTANTS.search(n) and not OTHER_HEADS.match(n))
     if extra:
-        raise ValueError(f"{checkpoint.path} holds {_some(extra)}, which config.json knows nothing of; is it this model's?")
+        raise ValueError(
+            f"{checkpoint.path} holds {_some(extra)}, which config.json knows nothing of; is it this model's?"
+        )
     for name, parts in plan.items():
         like = np.broadcast_to(np.float32(0), shapes[name])  # a shape to index, no memory
         for disk_name, where in parts:
@@ -214,7 +222,9 @@ def plan_loading(checkpoint: Checkpoint, config: MiniMaxConfig, head: str) -> di
     return plan
 
 
-def load_weights(path: str | os.PathLike, config: MiniMaxConfig, head: str, dtype: np.dtype | None) -> dict[str, np.ndarray]:
+def load_weights(
+    path: str | os.PathLike, config: MiniMaxConfig, head: str, dtype: np.dtype | None
+) -> dict[str, np.ndarray]:
     """Read a model's arrays, named as in memory; routers stay at least float32."""
     checkpoint = Checkpoint(path)
     plan = plan_loading(checkpoint, config, head)

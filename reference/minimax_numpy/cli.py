@@ -37,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Every command and its options."""
-    top = argparse.ArgumentParser(prog="minimax-twin", description="MiniMax-Text-01 twice, and a cross-check between the two.")
+    top = argparse.ArgumentParser(
+        prog="minimax-twin", description="MiniMax-Text-01 twice, and a cross-check between the two."
+    )
     commands = top.add_subparsers(required=True, metavar="command")
 
     def command(run, told: str) -> argparse.ArgumentParser:
@@ -55,7 +57,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--against", default="minimax_torch", metavar="OTHER",
                      help="minimax_torch, transformers, package.module:factory, or a trace or answers in .safetensors")  # fmt: skip
     sub.add_argument("--op", metavar="NAME", help="check one op; --against names the function")
-    sub.add_argument("--golden", type=Path, metavar="DIR", help="judge answers by golden vectors; --against names their file")
+    sub.add_argument(
+        "--golden", type=Path, metavar="DIR", help="judge answers by golden vectors; --against names their file"
+    )
     sub.add_argument("--dtype", choices=DTYPES, help="what the other side computes in")
     sub.add_argument("--device", default="cpu", help="where a torch target runs")
     sub.add_argument("--length", type=int, default=130, help="tokens of the prefill")
@@ -68,13 +72,18 @@ def parser() -> argparse.ArgumentParser:
     sub = command(run_golden, "write inputs and answers for programs in other languages")
     sub.add_argument("folder", type=Path, metavar="DIR")
     sub.add_argument("--op", metavar="NAME", help="vectors of one op")
-    sub.add_argument("--model", nargs="?", type=Path, const=TINY, metavar="CHECKPOINT", help="every part of a model's prefill")
+    sub.add_argument(
+        "--model", nargs="?", type=Path, const=TINY, metavar="CHECKPOINT", help="every part of a model's prefill"
+    )
     sub.add_argument("--seed", type=int, default=0)
 
     sub = command(run_generate, "continue token ids greedily")
     checkpoint(sub)
-    sub.add_argument("--ids", required=True, metavar="1,2,3", help="the prompt; several rows are separated by semicolons")
+    sub.add_argument(
+        "--ids", required=True, metavar="1,2,3", help="the prompt; several rows are separated by semicolons"
+    )
     sub.add_argument("--max-new-tokens", type=int, default=20)
+    sub.add_argument("--dtype", choices=DTYPES, default="float32", help="what the model computes in")
     sub.add_argument("--twin", action="store_true", help="generate with minimax_torch")
     sub.add_argument("--device", default="cpu", help="where the twin runs")
 
@@ -148,7 +157,9 @@ def run_golden(options) -> int:
     if options.op:
         folder = write_op(options.folder, options.op, options.seed)
     else:
-        folder = write_model(options.folder, MiniMaxForCausalLM.from_pretrained(options.model, np.float64), seed=options.seed)
+        folder = write_model(
+            options.folder, MiniMaxForCausalLM.from_pretrained(options.model, np.float64), seed=options.seed
+        )
     print(f"wrote {folder}/inputs.safetensors, expected.safetensors and golden.json")
     return OK
 
@@ -161,10 +172,13 @@ def run_generate(options) -> int:
     mask = np.array([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     if options.twin:
         twin, torch = optional("minimax_torch", "torch"), optional("torch", "torch")
-        model = twin.MiniMaxForCausalLM.from_pretrained(options.checkpoint, device=options.device)
+        dtype = getattr(torch, options.dtype)
+        model = twin.MiniMaxForCausalLM.from_pretrained(options.checkpoint, dtype=dtype, device=options.device)
         ids, mask = (torch.from_numpy(x).to(options.device) for x in (ids, mask))
     else:
-        model = MiniMaxForCausalLM.from_pretrained(options.checkpoint)
+        if options.dtype == "bfloat16":
+            raise ValueError("NumPy has no bfloat16; give another --dtype, or --twin.")
+        model = MiniMaxForCausalLM.from_pretrained(options.checkpoint, np.dtype(options.dtype))
     for row in model.generate(ids, mask, max_new_tokens=options.max_new_tokens).tolist():
         print(",".join(map(str, row[width:])))
     return OK

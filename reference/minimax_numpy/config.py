@@ -156,7 +156,9 @@ class MiniMaxConfig:
         except ValueError as error:
             raise ValueError(f"{file} is not valid JSON ({error}); is it complete?") from None
         if not isinstance(values, dict):
-            raise ValueError(f"{file} holds a {type(values).__name__}; a config.json holds an object of keys and values.")
+            raise ValueError(
+                f"{file} holds a {type(values).__name__}; a config.json holds an object of keys and values."
+            )
         return cls.from_dict(values)
 
     @classmethod
@@ -240,7 +242,9 @@ def _layer_types(values: dict) -> tuple[str, ...]:
     elif "num_hidden_layers" in values:
         if values.get("model_type") == "MiniMaxText01":
             raise ValueError("attn_type_list is missing; list 0 (lightning) or 1 (softmax) for each layer.")
-        kinds = ((SOFTMAX, LIGHTNING) * values["num_hidden_layers"])[: values["num_hidden_layers"]]  # transformers' default
+        kinds = ((SOFTMAX, LIGHTNING) * values["num_hidden_layers"])[
+            : values["num_hidden_layers"]
+        ]  # transformers' default
     else:
         raise ValueError("Neither layer_types nor attn_type_list is given; name the kind of every layer.")
     stated = values.get("num_hidden_layers", len(kinds))
@@ -255,7 +259,9 @@ def _fill_derived(fields: dict, values: dict, original: bool) -> None:
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise ValueError(f"rope_type is {rope.get('rope_type', rope.get('type'))!r}; this model has plain rotary only.")
     if original:
-        missing = [k for k in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size") if k not in values]
+        missing = [
+            k for k in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size") if k not in values
+        ]
         if missing:
             raise ValueError(f"config.json lacks {', '.join(missing)}; the original spelling has no defaults for them.")
         fields.setdefault("num_key_value_heads", fields["num_attention_heads"])

@@ -91,7 +91,11 @@ def describe(config: MiniMaxConfig, length: int, stored_bytes: int | None = None
     lines += [
         ("FLOPs a token", f"{c.flops_per_token:,}", f"at position {length:,}"),
         ("lightning state", binary(c.state_bytes), "a sequence, in fp32, whatever its length"),
-        ("keys and values", binary(c.kv_bytes_per_token * seen), f"in bf16 at {length:,} tokens; {c.kv_bytes_per_token:,} bytes a token"),
+        (
+            "keys and values",
+            binary(c.kv_bytes_per_token * seen),
+            f"in bf16 at {length:,} tokens; {c.kv_bytes_per_token:,} bytes a token",
+        ),
     ]
     return "\n".join(f"{name:<24}{value:>20}  {told}".rstrip() for name, value, told in lines)
 

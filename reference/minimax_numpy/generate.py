@@ -43,7 +43,9 @@ def generate(
     """
     mask = np.ones(input_ids.shape, bool) if attention_mask is None else attention_mask.astype(bool)
     if not mask.any(axis=1).all():
-        raise ValueError(f"Row {int(np.argmin(mask.any(axis=1)))} of attention_mask has no real token: an empty prompt.")
+        raise ValueError(
+            f"Row {int(np.argmin(mask.any(axis=1)))} of attention_mask has no real token: an empty prompt."
+        )
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 0 or more.")
     if max_new_tokens == 0:

@@ -87,9 +87,7 @@ def lightning_self_attention(
     return w.linear("out_proj", gated), state
 
 
-def softmax_self_attention(
-    w: Weights, x: Hidden, config: MiniMaxConfig, step: Step, memory: SoftmaxMemory
-) -> Hidden:
+def softmax_self_attention(w: Weights, x: Hidden, config: MiniMaxConfig, step: Step, memory: SoftmaxMemory) -> Hidden:
     r"""Softmax attention with its projections and its rotary: $\mathrm{softmax}(q k^\top / \sqrt d)\, v\, W_o^\top$.
 
     The memory grows in place: a copy of every key for every token would cost T².

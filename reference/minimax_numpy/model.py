@@ -235,7 +235,9 @@ def check_inputs(config, input_ids, attention_mask, position_ids, cache, inputs_
         raise ValueError("Give input_ids or inputs_embeds, one of the two.")
     x, name = (input_ids, "input_ids") if inputs_embeds is None else (inputs_embeds, "inputs_embeds")
     if x.ndim != (2 if inputs_embeds is None else 3):
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; it should be {'[B, T]' if x is input_ids else '[B, T, D]'}.")
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}; it should be {'[B, T]' if x is input_ids else '[B, T, D]'}."
+        )
     if 0 in x.shape:
         raise ValueError(f"{name} has shape {tuple(x.shape)}: an empty prompt; give at least one token in each row.")
     if inputs_embeds is not None and x.shape[2] != config.hidden_size:
@@ -248,7 +250,9 @@ def check_inputs(config, input_ids, attention_mask, position_ids, cache, inputs_
             raise ValueError(f"Token id {wrong} is out of range; this model knows 0 … {config.vocab_size - 1}.")
     for name, other in (("attention_mask", attention_mask), ("position_ids", position_ids)):
         if other is not None and tuple(other.shape) != tuple(x.shape[:2]):
-            raise ValueError(f"{name} has shape {tuple(other.shape)} but the tokens are {tuple(x.shape[:2])}; they must agree.")
+            raise ValueError(
+                f"{name} has shape {tuple(other.shape)} but the tokens are {tuple(x.shape[:2])}; they must agree."
+            )
     if cu_seqlens is not None:
         _check_packing(x, attention_mask, cu_seqlens)
     if cache is not None:
@@ -262,7 +266,9 @@ def check_inputs(config, input_ids, attention_mask, position_ids, cache, inputs_
 def _check_packing(x, attention_mask, cu_seqlens) -> None:
     ends = [int(end) for end in cu_seqlens]
     if x.shape[0] != 1 or attention_mask is not None:
-        raise ValueError("Packed documents (cu_seqlens) come in one row and need no attention_mask; use one or the other.")
+        raise ValueError(
+            "Packed documents (cu_seqlens) come in one row and need no attention_mask; use one or the other."
+        )
     if len(ends) < 2 or ends[0] != 0 or ends[-1] != x.shape[1] or any(a >= b for a, b in zip(ends, ends[1:])):
         raise ValueError(f"cu_seqlens is {ends}; it must rise from 0 to the number of tokens, {x.shape[1]}.")
 

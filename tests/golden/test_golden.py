@@ -18,7 +18,11 @@ HERE = Path(__file__).parent
 
 def answers_of(folder: Path) -> dict[str, np.ndarray]:
     """The right answers, without what is allowed of them."""
-    return {k: x for k, x in read_tensors(folder / "expected.safetensors").items() if ".plain." not in k and ".magnitude" not in k}
+    return {
+        k: x
+        for k, x in read_tensors(folder / "expected.safetensors").items()
+        if ".plain." not in k and ".magnitude" not in k
+    }
 
 
 def test_the_shipped_model_is_what_its_command_makes(tmp_path):
@@ -57,7 +61,10 @@ def test_a_c_program_passes(tmp_path):
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 def test_a_c_program_that_reads_before_it_writes_is_told_so(tmp_path):
     right = (HERE / "lightning.c").read_text()
-    read, write = "o[j] += (float)qt[i] * S[i * e + j];", "S[i * e + j] = keep * S[i * e + j] + (float)kt[i] * (float)vt[j];"
+    read, write = (
+        "o[j] += (float)qt[i] * S[i * e + j];",
+        "S[i * e + j] = keep * S[i * e + j] + (float)kt[i] * (float)vt[j];",
+    )
     assert right.count(read) == right.count(write) == 1
     wrong = right.replace(read, "@").replace(write, read).replace("@", write)
     (tmp_path / "wrong.c").write_text(wrong)

@@ -56,7 +56,9 @@ class Softmax(nn.Module):
 
     def turn(self, x):
         R = self.R
-        angle = torch.arange(x.shape[1], dtype=torch.float64)[:, None] * self.base ** (-torch.arange(0, R, 2).double() / R)
+        angle = torch.arange(x.shape[1], dtype=torch.float64)[:, None] * self.base ** (
+            -torch.arange(0, R, 2).double() / R
+        )
         turned = torch.polar(torch.ones_like(angle), angle)[:, None]
         pairs = torch.complex(x[..., : R // 2].double(), x[..., R // 2 : R].double()) * turned
         return torch.cat([pairs.real.to(x), pairs.imag.to(x), x[..., R:]], -1)
@@ -78,7 +80,10 @@ class Softmax(nn.Module):
 class Gate(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.K, self.weight = c["num_experts_per_tok"], nn.Parameter(torch.empty(c["num_local_experts"], c["hidden_size"]))
+        self.K, self.weight = (
+            c["num_experts_per_tok"],
+            nn.Parameter(torch.empty(c["num_local_experts"], c["hidden_size"])),
+        )
 
     def forward(self, x):
         logits = nn.functional.linear(x.to(self.weight), self.weight)
@@ -96,7 +101,9 @@ class Moe(nn.Module):
 
     def forward(self, x):
         _, weights, indices = self.gate(x)
-        hidden = nn.functional.silu(torch.einsum("btd,efd->btef", x, self.w1)) * torch.einsum("btd,efd->btef", x, self.w3)
+        hidden = nn.functional.silu(torch.einsum("btd,efd->btef", x, self.w1)) * torch.einsum(
+            "btd,efd->btef", x, self.w3
+        )
         said = torch.einsum("btef,edf->bted", hidden, self.w2)
         chosen = said.gather(2, indices[..., None].expand(*indices.shape, x.shape[-1]))
         return (chosen * weights[..., None].to(x)).sum(2)
@@ -155,6 +162,8 @@ def load(path):
     for i in range(config["num_hidden_layers"]):
         path = f"model.layers.{i}.block_sparse_moe.experts"
         for w in ("w1", "w2", "w3"):
-            weights[f"model.layers.{i}.mlp.{w}"] = torch.stack([disk[f"{path}.{e}.{w}.weight"].float() for e in range(E)])
+            weights[f"model.layers.{i}.mlp.{w}"] = torch.stack(
+                [disk[f"{path}.{e}.{w}.weight"].float() for e in range(E)]
+            )
     port.load_state_dict(weights)
     return port

@@ -56,13 +56,18 @@ MISTAKES = {
     ),
     "takes_the_outer_eps": ("Norm(n, 1e-6)", "Norm(n, 1e-5)"),
     "takes_the_inner_eps": ('c["rms_norm_eps"])\n        self.post', "1e-6)\n        self.post"),
-    "subtracts_the_mean": ("return self.weight * x", "x = x - x.mean(-1, keepdim=True)\n        return self.weight * x"),
+    "subtracts_the_mean": (
+        "return self.weight * x",
+        "x = x - x.mean(-1, keepdim=True)\n        return self.weight * x",
+    ),
     "gates_by_the_unnormed_input": ("self.output_gate(x)", "self.output_gate(unnormed)"),
     "gates_by_silu": ("torch.sigmoid(self.output_gate(x))", "nn.functional.silu(self.output_gate(x))"),
     "leaves_weights_unnormalised": ("p / p.sum(-1, keepdim=True)", "p"),
     "exchanges_expert_weights": ("p / p.sum(-1, keepdim=True)", "(p / p.sum(-1, keepdim=True)).flip(-1)"),
-    "exchanges_w1_and_w3": ("x, self.w1)) * torch.einsum(\"btd,efd->btef\", x, self.w3)",
-                            "x, self.w3)) * torch.einsum(\"btd,efd->btef\", x, self.w1)"),  # fmt: skip
+    "exchanges_w1_and_w3": (
+        'x, self.w1)) * torch.einsum("btd,efd->btef", x, self.w3)',
+        'x, self.w3)) * torch.einsum("btd,efd->btef", x, self.w1)',
+    ),  # fmt: skip
 }
 # What a port without a cache, a mask or a loss cannot get wrong.
 OUT_OF_REACH = {

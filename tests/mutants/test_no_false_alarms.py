@@ -53,15 +53,21 @@ def lightning_head_by_head(q, k, v, s, state=None, *, mask=None):
 def lightning_cut_in_two(q, k, v, s, state=None, *, mask=None):
     cut = q.shape[2] // 3
     masks = (None, None) if mask is None else (mask[:, :cut], mask[:, cut:])
-    a, state = numpy_ops.lightning_attention_chunked(q[:, :, :cut], k[:, :, :cut], v[:, :, :cut], s, state, mask=masks[0])
-    b, state = numpy_ops.lightning_attention_chunked(q[:, :, cut:], k[:, :, cut:], v[:, :, cut:], s, state, mask=masks[1])
+    a, state = numpy_ops.lightning_attention_chunked(
+        q[:, :, :cut], k[:, :, :cut], v[:, :, :cut], s, state, mask=masks[0]
+    )
+    b, state = numpy_ops.lightning_attention_chunked(
+        q[:, :, cut:], k[:, :, cut:], v[:, :, cut:], s, state, mask=masks[1]
+    )
     return np.concatenate([a, b], axis=2), state
 
 
 def attention_key_by_key(q, k, v, visible=None):
     T, J = q.shape[2], k.shape[2]
     seen = np.tri(T, J, J - T, dtype=bool)[None] if visible is None else visible
-    return numpy_ops.softmax_attention(q, k[:, :, ::-1], v[:, :, ::-1], np.broadcast_to(seen, (len(q), T, J))[..., ::-1])
+    return numpy_ops.softmax_attention(
+        q, k[:, :, ::-1], v[:, :, ::-1], np.broadcast_to(seen, (len(q), T, J))[..., ::-1]
+    )
 
 
 def attention_query_by_query(q, k, v, visible=None):
@@ -110,7 +116,9 @@ OTHER_ORDERS = [
 ONE_OP = [(name, function, dtype, seed) for name, function in OTHER_ORDERS for dtype in DTYPES for seed in (0, 1, 2)]
 
 
-@pytest.mark.parametrize("name,function", OTHER_ORDERS, ids=lambda x: x if isinstance(x, str) else getattr(x, "__name__", "f"))
+@pytest.mark.parametrize(
+    "name,function", OTHER_ORDERS, ids=lambda x: x if isinstance(x, str) else getattr(x, "__name__", "f")
+)
 def test_a_right_op_is_never_accused(name, function):
     for dtype in DTYPES:
         for seed in (0, 1, 2):

@@ -88,17 +88,13 @@ def _prepare(
     return q.to(wide), k.to(wide), v.to(wide), state.to(wide)
 
 
-def _count(
-    T: int, mask: Mask | None, device: torch.device, part: slice = slice(None)
-) -> Int[Tensor, "B m"]:
+def _count(T: int, mask: Mask | None, device: torch.device, part: slice = slice(None)) -> Int[Tensor, "B m"]:
     return torch.arange(1, T + 1, device=device)[None] if mask is None else mask[:, part].cumsum(dim=1)
 
 
 def _decay_tables(
     slopes: Slopes, count: Int[Tensor, "B m"], dtype: torch.dtype
-) -> tuple[
-    Float[Tensor, "B H m m"], Float[Tensor, "B H m 1"], Float[Tensor, "B H m 1"], Float[Tensor, "B H 1 1"]
-]:
+) -> tuple[Float[Tensor, "B H m m"], Float[Tensor, "B H m 1"], Float[Tensor, "B H m 1"], Float[Tensor, "B H 1 1"]]:
     total = count[:, -1:] if count.numel() else count.new_zeros((len(count), 1))  # (B, 1)
     lag = (count[:, :, None] - count[:, None, :]).clamp(min=0)  # (B, m, m), clipped above the diagonal
 

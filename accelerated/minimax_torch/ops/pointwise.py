@@ -42,9 +42,7 @@ def output_gate(
     return sigmoid(project(x)) * y
 
 
-def add_residual(
-    x: Hidden, normed: Hidden, update: Hidden, alpha: float, beta: float, postnorm: bool = True
-) -> Hidden:
+def add_residual(x: Hidden, normed: Hidden, update: Hidden, alpha: float, beta: float, postnorm: bool = True) -> Hidden:
     """Twin of [add_residual][minimax_numpy.ops.pointwise.add_residual]."""
     carried = normed if postnorm else x
     return alpha * carried + beta * update

@@ -14,9 +14,7 @@ def rotary_frequencies(
     return base ** (-torch.arange(0, rotary_dim, 2, dtype=torch.float64, device=device) / rotary_dim)
 
 
-def apply_rotary(
-    x: Queries, positions: Positions, rotary_dim: int, base: float = 10_000_000.0
-) -> Queries:
+def apply_rotary(x: Queries, positions: Positions, rotary_dim: int, base: float = 10_000_000.0) -> Queries:
     """Twin of [apply_rotary][minimax_numpy.ops.rotary.apply_rotary]."""
     half = rotary_dim // 2
     angles = positions[:, None, :, None] * rotary_frequencies(rotary_dim, base, x.device)  # (B, 1, T, R/2)

@@ -95,7 +95,9 @@ class Runs:
         if target.forcible:
             self.found = self.run(target, self.true)
             late = getattr(target, "shown_late", ())
-            within = {part for part in self.free[0] if not part.endswith(late)}  # it computes on with its own of the rest
+            within = {
+                part for part in self.free[0] if not part.endswith(late)
+            }  # it computes on with its own of the rest
             self.fed = [{part: x for part, x in trace.items() if part in within} for trace in self.true]
         self.plain = self.sizes = None
         if dtype != "float64":
@@ -120,7 +122,8 @@ class Runs:
         found = [traces[i][part] for i in self.steps(phase)]
         exact = [self.true[i][part] for i in self.steps(phase)]
         return [
-            x.reshape(t.shape) if x.ndim != t.ndim and x.size == t.size else x for x, t in zip(found, exact, strict=True)
+            x.reshape(t.shape) if x.ndim != t.ndim and x.size == t.size else x
+            for x, t in zip(found, exact, strict=True)
         ]
 
     def counted(self, phase: str, part: str, keep: list[np.ndarray] | None = None) -> list[np.ndarray]:
@@ -134,9 +137,7 @@ class Runs:
             masks.append(mask if per_token else np.ones(shape, bool))
         return masks
 
-    def values(
-        self, traces: list[Trace], phase: str, part: str, keep: list[np.ndarray] | None = None
-    ) -> np.ndarray:
+    def values(self, traces: list[Trace], phase: str, part: str, keep: list[np.ndarray] | None = None) -> np.ndarray:
         """All numbers of a part in a phase that count, in one row."""
         masks = self.counted(phase, part, keep)
         arrays = self.arrays(traces, phase, part)

@@ -100,7 +100,9 @@ def scales_queries(ops):
     return every_form(ops, wrap)
 
 
-@defect("the short last chunk decays the state as a full one", "Decay by the m positions that the chunk holds, not by C.")
+@defect(
+    "the short last chunk decays the state as a full one", "Decay by the m positions that the chunk holds, not by C."
+)
 def decays_the_short_chunk_as_a_full_one(ops):
     right = ops.lightning_attention_chunked
 
@@ -158,7 +160,10 @@ def leaves_out_the_epsilon(ops):
     return {"decay_slopes": wrong}
 
 
-@defect("the slopes are those of the other rule", "slope_rule 'original' divides by L − 1 and interleaves where H is no power of two; 'transformers' does neither.")
+@defect(
+    "the slopes are those of the other rule",
+    "slope_rule 'original' divides by L − 1 and interleaves where H is no power of two; 'transformers' does neither.",
+)
 def follows_the_other_rule(ops):
     right, other = ops.decay_slopes, {"original": "transformers", "transformers": "original"}
     return {"decay_slopes": lambda H, layer, L, rule="original": right(H, layer, L, other[rule])}
@@ -236,7 +241,9 @@ def leaves_q_and_k_raw(ops):
 # --- Rotary --------------------------------------------------------------------------------------------------------
 
 
-@defect("the softmax layer's rotary, on the whole head", "Rotate the first rotary_dim channels; the others pass through.")
+@defect(
+    "the softmax layer's rotary, on the whole head", "Rotate the first rotary_dim channels; the others pass through."
+)
 def rotates_the_whole_head(ops):
     right = ops.apply_rotary
     return {"apply_rotary": lambda x, t, rotary_dim, base=1e7: right(x, t, x.shape[-1], base)}
@@ -444,4 +451,3 @@ def averages_the_balance_loss(ops):
 def leaves_labels_unshifted(ops):
     right = ops.cross_entropy
     return {"causal_loss": lambda logits, labels, mask=None: right(logits, labels)}
-

@@ -91,7 +91,9 @@ def judge_golden(folder: str | os.PathLike, against: str | os.PathLike) -> Repor
     stored = read_header(Path(against))
     name = told.get("op")
     cases = [rebuild(i, numbers, inputs) for i, numbers in enumerate(told.get("cases", []))]
-    report = Report(f"{Path(against).name} against golden vectors of {name or told['model']}", each="case" if name else "phase")
+    report = Report(
+        f"{Path(against).name} against golden vectors of {name or told['model']}", each="case" if name else "phase"
+    )
     outcomes = []
     keys = [f"{i}.{output}" for i in range(len(cases)) for output in outputs(name)] if name else told["parts"]
     for key in keys:
@@ -105,7 +107,9 @@ def judge_golden(folder: str | os.PathLike, against: str | os.PathLike) -> Repor
         dtype = NARROW_AS_STORED.get(stored[key].dtype, "float64")
         allowed = SAME_NUMBERS * rms(exact)
         if dtype != "float64":
-            allowed = float(2 * expected[f"{key}.plain.{dtype}"] + 4 * UNIT_ROUNDOFF[dtype] * expected[f"{key}.magnitude"])
+            allowed = float(
+                2 * expected[f"{key}.plain.{dtype}"] + 4 * UNIT_ROUNDOFF[dtype] * expected[f"{key}.magnitude"]
+            )
         x = found[key].astype(np.float64)
         if case:
             x, exact = counted(case, x, exact, row.part), counted(case, exact, exact, row.part)

@@ -78,7 +78,9 @@ def resemblance(found: np.ndarray, exact: np.ndarray, mistaken: np.ndarray, nois
 
     0 is the very mistake, up to ``noise``, an RMS that rounding may have added; 1 and more is no likeness.
     """
-    if not found.shape == exact.shape == mistaken.shape or not (np.isfinite(found).all() and np.isfinite(mistaken).all()):
+    if not found.shape == exact.shape == mistaken.shape or not (
+        np.isfinite(found).all() and np.isfinite(mistaken).all()
+    ):
         return 1.0
     apart = max(rms(found - exact), rms(mistaken - exact))
     return math.sqrt(max(rms(found - mistaken) ** 2 - noise**2, 0.0)) / apart if apart > 0 else 0.0

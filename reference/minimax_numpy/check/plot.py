@@ -13,7 +13,9 @@ def plot_errors(report: Report, file: Path, kind: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("matplotlib is not installed; pip install 'minimax-twin[notebooks]' brings it.") from None
+        raise ModuleNotFoundError(
+            "matplotlib is not installed; pip install 'minimax-twin[notebooks]' brings it."
+        ) from None
 
     rows = [row for row in report.rows if row.verdict != MISSING and math.isfinite(row.error)]
     rows.sort(key=lambda row: [r.part for r in report.rows].index(row.part))

@@ -56,11 +56,14 @@ def check_op(name: str, function: Callable, *, dtype: str = "float64", seed: int
     if dtype not in UNIT_ROUNDOFF:
         raise ValueError(f"dtype is {dtype!r}; there are {', '.join(UNIT_ROUNDOFF)}.")
     if not callable(function):
-        raise ValueError(f"{function!r} is not a function.")
+        raise ValueError(f"{function!r} is not a function; give one that takes the op's arrays.")
     right = getattr(ops, name)
     cases = list(CASES[name](np.random.default_rng(seed)))
     library = find_library(function, cases[0], right)
-    report = Report(f"{getattr(function, '__qualname__', function)} against {name} · {dtype} · {library} · {len(cases)} cases", each="case")
+    report = Report(
+        f"{getattr(function, '__qualname__', function)} against {name} · {dtype} · {library} · {len(cases)} cases",
+        each="case",
+    )
     outcomes = []
     for case in cases:
         expected = answers(right, case)
@@ -79,7 +82,10 @@ def check_op(name: str, function: Callable, *, dtype: str = "float64", seed: int
             sizes = answers(MAGNITUDES[name], case) if name in MAGNITUDES else plain
         for i, row in enumerate(rows):
             allowed = allowance(dtype, expected[i], plain[i], sizes[i])
-            real, exact = counted(case, found[i], expected[i], row.part), counted(case, expected[i], expected[i], row.part)
+            real, exact = (
+                counted(case, found[i], expected[i], row.part),
+                counted(case, expected[i], expected[i], row.part),
+            )
             judge(row, real, exact, allowed)
             if row.wrong and real.shape == exact.shape:
                 row.where = first_wrong(np.abs(real - exact), allowed, letters(name, i))
@@ -155,7 +161,9 @@ def find_library(function: Callable, case: Case, right: Callable) -> str:
         except ModuleNotFoundError as error:
             told.append(f"{error.name} is not installed")
         except Exception as error:
-            told.append(f"with {library} arrays: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            told.append(
+                f"with {library} arrays: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            )
     raise ValueError(f"The function fails on the first case ({case.label}) {'; '.join(told)}.")
 
 
@@ -248,14 +256,25 @@ def attention_cases(rng: np.random.Generator) -> Iterator[Case]:
 
 def rotary_cases(rng: np.random.Generator) -> Iterator[Case]:
     """Half the head, the whole head, none of it; late positions, uneven rows."""
-    for label, T, d, R, start in [("half the head", 9, 16, 8, 0), ("the whole head", 5, 8, 8, 3), ("late", 4, 16, 8, 100_000)]:
+    for label, T, d, R, start in [
+        ("half the head", 9, 16, 8, 0),
+        ("the whole head", 5, 8, 8, 3),
+        ("late", 4, 16, 8, 100_000),
+    ]:
         positions = np.arange(T) + np.array([[start], [start + 2]])
-        yield Case(label, {"x": rng.standard_normal((2, 3, T, d)), "positions": positions, "rotary_dim": R, "base": 1e7})
+        yield Case(
+            label, {"x": rng.standard_normal((2, 3, T, d)), "positions": positions, "rotary_dim": R, "base": 1e7}
+        )
 
 
 def expert_cases(rng: np.random.Generator) -> Iterator[Case]:
     """Few and many tokens, every expert and one expert."""
-    for label, T, K in (("seven tokens, two of four", 7, 2), ("one token", 1, 2), ("one of four", 5, 1), ("all four", 5, 4)):
+    for label, T, K in (
+        ("seven tokens, two of four", 7, 2),
+        ("one token", 1, 2),
+        ("one of four", 5, 1),
+        ("all four", 5, 4),
+    ):
         weights, indices = ops.experts.route(rng.standard_normal((2, T, 4)), K)
         gate_up, down = rng.standard_normal((4, 12, 8)) / 3, rng.standard_normal((4, 8, 6)) / 3
         arguments = {"x": rng.standard_normal((2, T, 8)), "weights": weights, "indices": indices}
@@ -354,7 +373,9 @@ CASES: dict[str, Callable[[np.random.Generator], Iterator[Case]]] = {
     "lightning_attention_direct": lightning_cases,
     "lightning_attention_recurrent": lightning_cases,
     "lightning_attention_chunked": lambda rng: lightning_cases(rng, chunk=True),
-    "route": several(("two of six", dict(logits=(2, 9, 6), top_k=2)), ("one of three", dict(logits=(1, 1, 3), top_k=1))),
+    "route": several(
+        ("two of six", dict(logits=(2, 9, 6), top_k=2)), ("one of three", dict(logits=(1, 1, 3), top_k=1))
+    ),
     "swiglu": simple(x=(2, 5, 8), gate_up=(12, 8), down=(8, 6)),
     "mix_experts": expert_cases,
     "log_softmax": simple(logits=(2, 5, 6)),

@@ -47,7 +47,9 @@ class NumpyTarget:
 
     forcible, decodes, padding = True, True, "any"
 
-    def __init__(self, model: MiniMaxForCausalLM, functions: dict[str, Callable] | None = None, name: str = "minimax_numpy"):
+    def __init__(
+        self, model: MiniMaxForCausalLM, functions: dict[str, Callable] | None = None, name: str = "minimax_numpy"
+    ):
         self.model, self.functions, self.name = model, functions or {}, name
         self.cache: Cache | None = None
 
@@ -133,7 +135,9 @@ def load_object(name: str) -> Any:
     """The object that ``package.module:attribute`` names."""
     module, _, attribute = name.partition(":")
     if not attribute:
-        raise ValueError(f"{name!r} is no target; give minimax_torch, transformers, package.module:factory or a .safetensors.")
+        raise ValueError(
+            f"{name!r} is no target; give minimax_torch, transformers, package.module:factory or a .safetensors."
+        )
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -50,9 +50,7 @@ def visible_keys(positions: Positions, num_keys: int, sliding_window: int | None
     return visible if sliding_window is None else visible & (j > t - sliding_window)
 
 
-def softmax_attention(
-    q: Queries, k: GroupedKeys, v: GroupedValues, visible: Visible | None = None
-) -> Outputs:
+def softmax_attention(q: Queries, k: GroupedKeys, v: GroupedValues, visible: Visible | None = None) -> Outputs:
     r"""Average the values, weighted by how well their keys match the query.
 
     $$\mathrm{softmax}\bigl(q k^\top / \sqrt d\bigr)\, v$$

@@ -195,7 +195,10 @@ def _count(T: int, mask: Mask | None, part: slice = slice(None)) -> Int[np.ndarr
 def _decay_tables(
     slopes: Slopes, count: Int[np.ndarray, "B m"], dtype: np.dtype
 ) -> tuple[
-    Float[np.ndarray, "B H m m"], Float[np.ndarray, "B H m 1"], Float[np.ndarray, "B H m 1"], Float[np.ndarray, "B H 1 1"]
+    Float[np.ndarray, "B H m m"],
+    Float[np.ndarray, "B H m 1"],
+    Float[np.ndarray, "B H m 1"],
+    Float[np.ndarray, "B H 1 1"],
 ]:
     r"""Build $e^{-s(r-i)}$ (lower triangle), $e^{-sr}$, $e^{-s(m-r)}$ and $e^{-sm}$ in float64; cast once."""
     total = count[:, -1:] if count.size else np.zeros((len(count), 1), int)  # (B, 1)

@@ -75,9 +75,7 @@ def output_gate(
     return sigmoid(project(x)) * y
 
 
-def add_residual(
-    x: Hidden, normed: Hidden, update: Hidden, alpha: float, beta: float, postnorm: bool = True
-) -> Hidden:
+def add_residual(x: Hidden, normed: Hidden, update: Hidden, alpha: float, beta: float, postnorm: bool = True) -> Hidden:
     r"""Join the stream and a block's update.
 
     $$\alpha\,n + \beta\,u, \qquad n = \mathrm{RMSNorm}(x)$$

@@ -24,9 +24,7 @@ def rotary_frequencies(rotary_dim: int, base: float = 10_000_000.0) -> Float[np.
     return base ** (-np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
 
 
-def apply_rotary(
-    x: Queries, positions: Positions, rotary_dim: int, base: float = 10_000_000.0
-) -> Queries:
+def apply_rotary(x: Queries, positions: Positions, rotary_dim: int, base: float = 10_000_000.0) -> Queries:
     """Turn each query or key by its position.
 
     Parameters
