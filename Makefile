@@ -5,7 +5,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 SHAPES := --jaxtyping-packages=minimax_numpy,minimax_torch,beartype.beartype
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow lint docs notebooks tiny clean
+.PHONY: demo test test-slow lint docs generated tiny clean
 
 demo: .venv/torch  ## cross-check the small model, and generate from it with both twins
 	@$(BIN)/minimax-twin demo
@@ -24,8 +24,10 @@ lint: .venv/test  ## style and types
 docs: .venv/docs  ## build the site into site/
 	$(BIN)/mkdocs build --strict --quiet
 
-notebooks: .venv/test  ## make the .ipynb from the percent scripts
+generated: .venv/test  ## make again what is made by scripts: notebooks, figures, lists of the API
 	$(BIN)/python tests/notebooks/remake.py
+	$(BIN)/python docs/figures/model.py
+	$(BIN)/python docs/reference/make_api.py
 
 tiny: .venv/torch  ## make the small model that ships with the package again
 	$(BIN)/python -m minimax_numpy.shipped
