@@ -169,6 +169,36 @@ def test_what_a_kernel_got_wrong_is_placed():
     assert not report.ok and "T = 64" in str(report)
 
 
+def test_a_kernel_that_fails_on_some_case_is_told_which():
+    from minimax_numpy import ops
+
+    def fails_at_length_one(q, k, v, slopes, state=None):
+        if q.shape[2] == 1:
+            raise RuntimeError("block too small")
+        return ops.lightning_attention_chunked(q, k, v, slopes, state)
+
+    report = check_op("lightning_attention_chunked", fails_at_length_one)
+    assert not report.ok
+    told = [row.phase for row in report.rows if row.note and "block too small" in row.note]
+    assert set(told) == {"one token onto a state", "one token"}
+
+
+def test_a_port_that_fails_is_told_whose_and_where(truth):
+    class Broken(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = torch.nn.Module()
+            self.model.layers = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
+
+        def forward(self, ids):
+            return self.model.layers[0](ids)
+
+    for broken in (Broken(), lambda ids: ids["no"]):
+        with pytest.raises(ValueError, match="failed with .* line ") as told:
+            crosscheck(truth, broken)
+        assert "\n" not in str(told.value)
+
+
 def test_bad_questions_get_one_sentence(truth):
     for question in (
         lambda: crosscheck(truth, Twin.from_reference(truth), dtype="float8"),
