@@ -27,7 +27,7 @@ class SoftmaxMemory:
     """
 
     def __init__(self):
-        self._slots: Tensor | None = None  # keys and values side by side: (2, B, G, capacity, d)
+        self._slots: Float[Tensor, "2 B G capacity d"] | None = None  # keys and values side by side
         self._used = 0
 
     @property
@@ -52,25 +52,26 @@ class SoftmaxMemory:
         real = torch.ones_like(slots, dtype=torch.bool) if mask is None else mask
         real = real.expand(k.shape[0], -1)
         used = max(self._used, int(torch.where(real, slots, -1).max()) + 1)
-        self._reserve(used, k)
+        held = self._reserve(used, k)
         row, t = real.nonzero(as_tuple=True)
         slot = slots.expand(k.shape[0], -1)[row, t]
-        self._slots[:, row, :, slot] = torch.stack([k, v])[:, row, :, t]  # (real tokens, 2, G, d)
+        held[:, row, :, slot] = torch.stack([k, v])[:, row, :, t]  # (real tokens, 2, G, d)
         self._used = used
-        return self.keys, self.values
+        return held[0, :, :, :used], held[1, :, :, :used]
 
-    def _reserve(self, used: int, like: GroupedKeys) -> None:
-        """Make room by doubling, so that a token costs no copy of the whole."""
+    def _reserve(self, used: int, like: GroupedKeys) -> Float[Tensor, "2 B G capacity d"]:
+        """Make room by doubling, so that a token costs no copy of the whole; return all of it."""
         capacity = 0 if self._slots is None else self._slots.shape[3]
         if self._slots is not None and used <= capacity:
             if like.requires_grad:
                 self._slots = self._slots.clone()
-            return
+            return self._slots
         B, G, _, d = like.shape
         grown = like.new_zeros((2, B, G, max(used, 2 * capacity), d))
         if self._slots is not None:
             grown[:, :, :, : self._used] = self._slots[:, :, :, : self._used]
         self._slots = grown
+        return grown
 
 
 class Cache:

@@ -9,10 +9,11 @@ import os
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
-from minimax_numpy.check.targets import Call, Watch, optional
+from minimax_numpy.check.targets import Call, Watch, blaming, optional
 from minimax_numpy.config import LIGHTNING
 from torch import Tensor, nn
 
@@ -87,10 +88,8 @@ class TorchTarget:
     def __init__(self, model: nn.Module, name: str):
         self.model, self.name = model.eval(), name
         takes = inspect.signature(model.forward).parameters
-        self.is_twin = isinstance(model, Pretrained)
-        self.takes_mask = self.is_twin or "attention_mask" in takes
-        self.decodes = self.is_twin
-        self.padding = "any" if self.takes_mask else None
+        self.decodes = isinstance(model, Pretrained)  # our twin
+        self.padding = "any" if self.decodes or "attention_mask" in takes else None
         self.cache: Cache | None = None
         if not any(part_name(path).startswith("model.layers.") for path, _ in model.named_modules()):
             raise ValueError(f"{name} has no module called model.layers.…; name its modules as transformers 5 does.")
@@ -111,8 +110,9 @@ class TorchTarget:
         ids = torch.from_numpy(call.input_ids).to(device)
         mask = None if call.attention_mask is None else torch.from_numpy(call.attention_mask).to(device)
         with torch.no_grad(), watching(self.model, watch, names):
-            if not self.is_twin:
-                self.model(ids, **({} if mask is None else {"attention_mask": mask.long()}))
+            if not isinstance(self.model, Pretrained):
+                with blaming(self.name):
+                    self.model(ids, **({} if mask is None else {"attention_mask": mask.long()}))
                 return
             if call.start or self.cache is None:
                 self.cache = Cache(self.model.config, len(ids), device)
@@ -126,10 +126,12 @@ class TransformersTarget(TorchTarget):
 
     shown_late = (".key",)  # seen in the cache after the call, too late to be replaced within it
 
-    def __init__(self, model: nn.Module, name: str = "transformers", notes: tuple[str, ...] = ()):
+    def __init__(self, model: Any, name: str = "transformers", notes: tuple[str, ...] = ()):
         super().__init__(model, name)
         self.decodes, self.padding, self.notes = True, "left", list(notes)
-        self.past, self.seen = None, 0
+        self.layer_types = model.config.layer_types
+        self.past: Any = None  # its cache
+        self.seen = 0
 
     def run(self, call: Call, watch: Watch, names: Collection[str]) -> None:
         device = next(self.model.parameters()).device
@@ -149,7 +151,7 @@ class TransformersTarget(TorchTarget):
                 ids, attention_mask=mask, position_ids=positions, past_key_values=self.past, use_cache=True, **training
             )
         self.past, self.seen = out.past_key_values, self.seen + T
-        for i, kind in enumerate(self.model.config.layer_types):
+        for i, kind in enumerate(self.layer_types):
             path = f"model.layers.{i}.self_attn"
             if kind == LIGHTNING:
                 self.past.linear_cache[i] = _show(f"{path}.state", self.past.linear_cache[i], watch)
@@ -172,7 +174,9 @@ def open_minimax_torch(path: str | os.PathLike, dtype: str | None, device: str) 
     return TorchTarget(model, "minimax_torch")
 
 
-def open_transformers(path: str | os.PathLike, dtype: str | None, device: str) -> TransformersTarget:
+def open_transformers(
+    path: str | os.PathLike, dtype: str | None, device: torch.device | str
+) -> TransformersTarget:
     """transformers' model of a checkpoint, float32 unless asked otherwise; its float64 is not one."""
     transformers = optional("transformers", "hf")
     if dtype == "float64":

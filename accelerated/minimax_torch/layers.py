@@ -31,8 +31,8 @@ class Step(NamedTuple):
         return x if self.rows is None else ops.unpack(x, self.rows)
 
     def pack(self, x: Float[Tensor, "N H longest d"]) -> Float[Tensor, "B H T d"]:
-        """Undo `unpack`."""
-        return x if self.rows is None else ops.pack(x, self.mask)
+        """Undo `unpack`; a packed call has a mask."""
+        return x if self.rows is None or self.mask is None else ops.pack(x, self.mask)
 
 
 class RMSNorm(nn.Module):
@@ -177,9 +177,9 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: MiniMaxConfig, layer_idx: int, attn_implementation: str = "sdpa"):
         super().__init__()
-        self.config, self.is_lightning = config, config.layer_types[layer_idx] == LIGHTNING
+        self.config = config
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        if self.is_lightning:
+        if config.layer_types[layer_idx] == LIGHTNING:
             self.self_attn: nn.Module = LightningSelfAttention(config, layer_idx)
             self.alpha, self.beta = config.linear_attn_alpha_factor, config.linear_attn_beta_factor
         else:
@@ -193,7 +193,7 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Hidden, step: Step, memory: LightningMemory | SoftmaxMemory) -> tuple[Hidden, RouterLogits]:
         n1 = self.input_layernorm(x)
-        if self.is_lightning:
+        if isinstance(memory, LightningMemory):
             update, memory.state = self.self_attn(n1, step, memory.state)
         else:
             update = self.self_attn(n1, step, memory)

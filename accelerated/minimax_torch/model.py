@@ -128,6 +128,7 @@ class MiniMaxModel(Pretrained):
         self,
         input_ids: TokenIds | None = None,
         attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
+        *,
         position_ids: Positions | None = None,
         cache: Cache | None = None,
         use_cache: bool = False,
@@ -136,6 +137,7 @@ class MiniMaxModel(Pretrained):
         output_hidden_states: bool = False,
         output_router_logits: bool = False,
     ) -> ModelOutput:
+        """Twin of the call of [MiniMaxModel][minimax_numpy.model.MiniMaxModel]."""
         check_inputs(self.config, input_ids, attention_mask, position_ids, cache, inputs_embeds, cu_seqlens)
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
         mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
@@ -181,6 +183,7 @@ class MiniMaxForCausalLM(Pretrained):
         return {name: x for name, x in self.state_dict().items() if name not in tied}
 
     def forward(self, input_ids=None, attention_mask=None, *, labels=None, logits_to_keep: int = 0, **inputs):
+        """Twin of the call of [MiniMaxForCausalLM][minimax_numpy.model.MiniMaxForCausalLM]."""
         out = self.model(input_ids, attention_mask, **inputs)
         x = out.last_hidden_state
         out.logits = self.lm_head(x[:, -logits_to_keep:] if logits_to_keep else x)  # (B, T or n, V)
@@ -208,8 +211,8 @@ class MiniMaxForCausalLM(Pretrained):
         cache = cache or Cache(self.config, len(input_ids), device)
 
         def step(ids: np.ndarray, mask: np.ndarray) -> Float[np.ndarray, "B V"]:
-            ids, mask = torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
-            return self(ids, mask, cache=cache, logits_to_keep=1).logits[:, -1].double().cpu().numpy()
+            tokens, real = torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+            return self(tokens, real, cache=cache, logits_to_keep=1).logits[:, -1].double().cpu().numpy()
 
         prompt, mask = input_ids.cpu().numpy(), None if attention_mask is None else attention_mask.cpu().numpy()
         ids = generate(step, self.config, prompt, mask, max_new_tokens, eos_token_id)
@@ -224,6 +227,7 @@ class MiniMaxForSequenceClassification(Pretrained):
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
 
     def forward(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
+        """Twin of the call of [MiniMaxForSequenceClassification][minimax_numpy.model.MiniMaxForSequenceClassification]."""
         out = self.model(input_ids, attention_mask, **inputs)
         x = out.last_hidden_state
         row, last = last_tokens(self.config, x.shape[:2], input_ids, attention_mask, inputs.get("cu_seqlens"))
@@ -240,6 +244,7 @@ class MiniMaxForTokenClassification(Pretrained):
         self.score = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
+        """Twin of the call of [MiniMaxForTokenClassification][minimax_numpy.model.MiniMaxForTokenClassification]."""
         out = self.model(input_ids, attention_mask, **inputs)
         out.logits = self.score(out.last_hidden_state)  # (B, T, labels)
         out.loss = None if labels is None else ops.classification_loss(out.logits, labels)
@@ -254,6 +259,7 @@ class MiniMaxForQuestionAnswering(Pretrained):
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
 
     def forward(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
+        """Twin of the call of [MiniMaxForQuestionAnswering][minimax_numpy.model.MiniMaxForQuestionAnswering]."""
         out = self.model(input_ids, attention_mask, **inputs)
         out.logits = self.qa_outputs(out.last_hidden_state)  # (B, T, 2)
         if labels is not None:  # each end is a choice among the T positions

@@ -27,7 +27,7 @@ class SoftmaxMemory:
     """Keys (after rotary) and values of one softmax layer, in slots."""
 
     def __init__(self):
-        self._slots: GroupedKeys | None = None  # keys and values side by side: (2, B, G, capacity, d)
+        self._slots: Float[np.ndarray, "2 B G capacity d"] | None = None  # keys and values side by side
         self._used = 0
 
     @property
@@ -51,23 +51,24 @@ class SoftmaxMemory:
         """Write each real token's key and value into its slot; return all of them."""
         real = np.ones(slots.shape, bool) if mask is None else mask
         used = max(self._used, int(slots[real].max(initial=-1)) + 1)
-        self._reserve(used, k)
+        held = self._reserve(used, k)
         row, t = np.nonzero(real)
-        for buffer, new in zip(self._slots, (k, v), strict=True):
+        for buffer, new in zip(held, (k, v), strict=True):
             buffer[row, :, slots[row, t]] = new[row, :, t]  # (real tokens, G, d)
         self._used = used
-        return self.keys, self.values
+        return held[0, :, :, :used], held[1, :, :, :used]
 
-    def _reserve(self, used: int, like: GroupedKeys) -> None:
-        """Make room by doubling, so that a token costs no copy of the whole."""
+    def _reserve(self, used: int, like: GroupedKeys) -> Float[np.ndarray, "2 B G capacity d"]:
+        """Make room by doubling, so that a token costs no copy of the whole; return all of it."""
         capacity = 0 if self._slots is None else self._slots.shape[3]
         if self._slots is not None and used <= capacity:
-            return
+            return self._slots
         B, G, _, d = like.shape
         grown = np.zeros((2, B, G, max(used, 2 * capacity), d), like.dtype)
         if self._slots is not None:
             grown[:, :, :, : self._used] = self._slots[:, :, :, : self._used]
         self._slots = grown
+        return grown
 
 
 class Cache:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, KeysView, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -61,7 +61,7 @@ class Checkpoint:
             raise FileNotFoundError(f"{self.path} holds {found}; give one file, or shards with their index.")
         self._file_of = dict.fromkeys(self._header(files[0].name), files[0].name)
 
-    def names(self) -> Collection[str]:
+    def names(self) -> KeysView[str]:
         """Every tensor's name on disk."""
         return self._file_of.keys()
 

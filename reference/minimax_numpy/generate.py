@@ -51,7 +51,7 @@ def generate(
     if max_new_tokens == 0:
         return input_ids
     eos = config.eos_token_id if eos_token_id is None else eos_token_id
-    stops = [] if eos is None else np.atleast_1d(eos)
+    stops = np.atleast_1d(() if eos is None else eos)
     pad = config.pad_token_id if config.pad_token_id is not None else (stops[0] if len(stops) else 0)
 
     order = np.argsort(mask, axis=1, kind="stable")  # real tokens to the right, so the last column is real

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from . import ops
 from .cache import LightningMemory, SoftmaxMemory
-from .config import LIGHTNING, MiniMaxConfig
+from .config import MiniMaxConfig
 from .shapes import Hidden, Mask, Positions, RouterLogits, State, Visible
 from .trace import record
 
@@ -63,8 +63,8 @@ class Step(NamedTuple):
         return x if self.rows is None else ops.unpack(x, self.rows)
 
     def pack(self, x: Float[np.ndarray, "N H longest d"]) -> Float[np.ndarray, "B H T d"]:
-        """Undo `unpack`."""
-        return x if self.rows is None else ops.pack(x, self.mask)
+        """Undo `unpack`; a packed call has a mask."""
+        return x if self.rows is None or self.mask is None else ops.pack(x, self.mask)
 
 
 def lightning_self_attention(
@@ -132,7 +132,7 @@ def decoder_layer(
     $u = (1 - c)\,\mathrm{MoE}(n) + c\, s(n)$, $c = \sigma(n W_c^\top)$.
     """
     n1 = w.rms_norm("input_layernorm", x, config.rms_norm_eps)
-    if config.layer_types[layer_idx] == LIGHTNING:
+    if isinstance(memory, LightningMemory):
         update, memory.state = lightning_self_attention(w / "self_attn", n1, config, layer_idx, step, memory.state)
         alpha, beta = config.linear_attn_alpha_factor, config.linear_attn_beta_factor
     else:

@@ -8,6 +8,7 @@ transformers reads and writes.
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -18,7 +19,7 @@ from .checkpoint import load_weights, save_checkpoint
 from .config import MiniMaxConfig
 from .generate import generate
 from .layers import Step, Weights, decoder_layer
-from .shapes import Hidden, Logits, Positions, RouterLogits, TokenIds
+from .shapes import Hidden, Positions, TokenIds
 from .trace import record
 
 DTYPES = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
@@ -26,15 +27,15 @@ DTYPES = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
 
 @dataclass
 class ModelOutput:
-    """What a call returns; what it did not ask for is None."""
+    """What a call returns; what it did not ask for is None. Arrays, or in the twin tensors and its own cache."""
 
-    logits: Float[np.ndarray, "..."] | None = None
-    cache: Cache | None = None
-    hidden_states: list[Hidden] | None = None
-    router_logits: list[RouterLogits] | None = None
-    loss: Float[np.ndarray, ""] | None = None
-    aux_loss: Float[np.ndarray, ""] | None = None
-    last_hidden_state: Hidden | None = None
+    logits: Any = None  # (B, T, V); or what the head says of each row or token
+    cache: Any = None
+    hidden_states: list[Any] | None = None  # (B, T, D) each
+    router_logits: list[Any] | None = None  # (B, T, E) each
+    loss: Any = None  # ()
+    aux_loss: Any = None  # ()
+    last_hidden_state: Any = None  # (B, T, D)
 
 
 class MiniMaxModel:
@@ -85,6 +86,7 @@ class MiniMaxModel:
         self,
         input_ids: TokenIds | None = None,
         attention_mask: Int[np.ndarray, "B T"] | Bool[np.ndarray, "B T"] | None = None,
+        *,
         position_ids: Positions | None = None,
         cache: Cache | None = None,
         use_cache: bool = False,
@@ -93,6 +95,28 @@ class MiniMaxModel:
         output_hidden_states: bool = False,
         output_router_logits: bool = False,
     ) -> ModelOutput:
+        r"""Run the layers: $x = \mathrm{Embed}[\text{ids}]$, every layer in turn, RMSNorm.
+
+        Parameters
+        ----------
+        input_ids : (B, T)
+            Or ``inputs_embeds`` (B, T, D) in their place.
+        attention_mask : (B, T), optional
+            0 at padding, on any side or within. It speaks of this call's tokens only.
+        position_ids : (B, T), optional
+            What the rotary turns by; by default each row's real tokens are counted, cached ones included.
+        cache : Cache, optional
+            Continue from it and advance it in place. ``use_cache`` starts one.
+        cu_seqlens : (N + 1,), optional
+            Where the N documents packed into a single row start and end; each is blind to the others.
+        output_hidden_states, output_router_logits : bool
+            Return L + 2 hidden states (embedding, after each layer, after the norm), and L arrays (B, T, E).
+
+        Returns
+        -------
+        out : ModelOutput
+            ``.last_hidden_state`` (B, T, D), ``.cache``, and what was asked for.
+        """
         check_inputs(self.config, input_ids, attention_mask, position_ids, cache, inputs_embeds, cu_seqlens)
         w = Weights(self.weights)
         x = w["model.embed_tokens.weight"][input_ids] if inputs_embeds is None else inputs_embeds
@@ -125,6 +149,10 @@ class MiniMaxForCausalLM(MiniMaxModel):
     """
 
     def __call__(self, input_ids=None, attention_mask=None, *, labels=None, logits_to_keep: int = 0, **inputs):
+        r"""Score the next token: $\mathrm{logits} = \mathrm{RMSNorm}(x)\,W_\text{head}^\top$, (B, T, V).
+
+        ``inputs`` are those of [MiniMaxModel][minimax_numpy.model.MiniMaxModel].
+        """
         out = super().__call__(input_ids, attention_mask, **inputs)
         w, x = Weights(self.weights), out.last_hidden_state
         kept = x[:, -logits_to_keep:] if logits_to_keep else x
@@ -140,7 +168,7 @@ class MiniMaxForCausalLM(MiniMaxModel):
         if out.router_logits is not None:
             aux = ops.load_balancing_loss(out.router_logits, self.config.num_experts_per_tok, mask)
             out.aux_loss = record("aux_loss", aux)
-            out.loss = None if out.loss is None else out.loss + self.config.router_aux_loss_coef * aux
+            out.loss = None if out.loss is None else np.asarray(out.loss + self.config.router_aux_loss_coef * aux)
         if out.loss is not None:
             out.loss = record("loss", out.loss)
         return out
@@ -167,6 +195,7 @@ class MiniMaxForSequenceClassification(MiniMaxModel):
     """One answer a row, read at its rightmost real token; one a document in a packed row."""
 
     def __call__(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
+        """Read one answer a row: logits (B, labels). ``inputs`` are those of `MiniMaxModel`."""
         out = super().__call__(input_ids, attention_mask, **inputs)
         x = out.last_hidden_state
         row, last = last_tokens(self.config, x.shape[:2], input_ids, attention_mask, inputs.get("cu_seqlens"))
@@ -179,6 +208,7 @@ class MiniMaxForTokenClassification(MiniMaxModel):
     """One answer a token."""
 
     def __call__(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
+        """Read one answer a token: logits (B, T, labels). ``inputs`` are those of `MiniMaxModel`."""
         out = super().__call__(input_ids, attention_mask, **inputs)
         out.logits = Weights(self.weights).linear("score", out.last_hidden_state)  # (B, T, labels)
         out.loss = None if labels is None else ops.classification_loss(out.logits, labels)
@@ -189,6 +219,7 @@ class MiniMaxForQuestionAnswering(MiniMaxModel):
     """Where an answer starts and where it ends: logits [B, T, 2]. ``labels`` [B, 2] are the two positions."""
 
     def __call__(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
+        """Read where an answer starts and ends: logits (B, T, 2). ``inputs`` are those of `MiniMaxModel`."""
         out = super().__call__(input_ids, attention_mask, **inputs)
         out.logits = Weights(self.weights).linear("qa_outputs", out.last_hidden_state)  # (B, T, 2)
         if labels is not None:  # each end is a choice among the T positions

@@ -1,23 +1,21 @@
 """The axis letters and named arrays of this project: code, docs and figures use these and no others.
 
-======  ===========================================  ===============
-Letter  Axis                                         MiniMax-Text-01
-======  ===========================================  ===============
-``B``   sequences in the batch                       any
-``T``   positions in this call                       any
-``J``   key slots a query may look at, cached first  any
-``V``   vocabulary                                   200,064
-``D``   hidden size                                  6,144
-``L``   layers                                       80
-``H``   query heads                                  64
-``G``   key/value heads of softmax attention         8
-``d``   channels of a query or key head              128
-``e``   channels of a value head                     128
-``E``   experts                                      32
-``K``   experts per token                            2
-``F``   hidden size of an expert                     9,216
-``C``   positions in a chunk                         256
-======  ===========================================  ===============
+| Letter | Axis | MiniMax-Text-01 |
+|---|---|---|
+| ``B`` | sequences in the batch | any |
+| ``T`` | positions in this call | any |
+| ``J`` | key slots a query may look at, cached first | any |
+| ``V`` | vocabulary | 200,064 |
+| ``D`` | hidden size | 6,144 |
+| ``L`` | layers | 80 |
+| ``H`` | query heads | 64 |
+| ``G`` | key/value heads of softmax attention | 8 |
+| ``d`` | channels of a query or key head | 128 |
+| ``e`` | channels of a value head | 128 |
+| ``E`` | experts | 32 |
+| ``K`` | experts per token | 2 |
+| ``F`` | hidden size of an expert | 9,216 |
+| ``C`` | positions in a chunk | 256 |
 """
 
 import numpy as np

@@ -33,7 +33,7 @@ WIDE = re.compile(r"(self_attn\.state|mlp\.gate(\.weights)?|loss)$")
 """Parts that are float32 at least, whatever the activations' type."""
 
 
-class Trace(dict):
+class Trace(dict[str, np.ndarray]):
     """The parts of one call, name → array.
 
     Parameters
@@ -49,12 +49,12 @@ class Trace(dict):
         self.round_to, self.force = round_to, force or {}
 
     def __call__(self, name: str, x: np.ndarray) -> np.ndarray:
-        narrow = self.round_to and np.issubdtype(x.dtype, np.floating) and not WIDE.search(name)
-        self[name] = x = round_to(x, self.round_to) if narrow else x
+        narrow = self.round_to if np.issubdtype(x.dtype, np.floating) and not WIDE.search(name) else None
+        self[name] = x = round_to(x, narrow) if narrow else x
         if name not in self.force:
             return x
         forced = self.force[name]
-        return (round_to(forced, self.round_to) if narrow else forced).astype(x.dtype)
+        return (round_to(forced, narrow) if narrow else forced).astype(x.dtype)
 
 
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}

@@ -15,6 +15,10 @@ SOURCE = (Path(__file__).parent / "port.py").read_text()
 # Each mistake: the line of the port, and what somebody wrote in its place.
 MISTAKES = {
     "reads_before_writing": ("q[:, t], state))", "q[:, t], before))"),
+    "reads_between_decay_and_write": (
+        "q[:, t], state))",
+        "q[:, t], state - written))",
+    ),
     "decays_own_token": ("keep * state + written", "keep * (state + written)"),
     "scales_queries": ("q, k, v = qkv.unbind(3)", "q, k, v = qkv.unbind(3); q = q / self.d**0.5"),
     "divides_by_L": ("(L - 1 + 1e-5)", "L"),

@@ -11,7 +11,7 @@ Three phases: a prefill, some tokens one by one on the cache, and a padded batch
 import math
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,8 +66,8 @@ def crosscheck(
         raise ValueError(f"dtype is {dtype!r}; there are {', '.join(UNIT_ROUNDOFF)}.")
     if length < 1 or decode < 0:
         raise ValueError(f"length is {length} and decode {decode}; a prefill has at least one token, decode 0 or more.")
-    path = truth if isinstance(truth, str | os.PathLike) else None
-    exact = MiniMaxForCausalLM.from_pretrained(path, np.float64) if path else _as_float64(truth)
+    path = None if isinstance(truth, MiniMaxForCausalLM) else truth
+    exact = _as_float64(truth)
     for i in layers or ():
         if not 0 <= i < exact.config.num_hidden_layers:
             raise ValueError(f"There is no layer {i}; this model has layers 0 … {exact.config.num_hidden_layers - 1}.")
@@ -99,7 +99,7 @@ class Runs:
                 part for part in self.free[0] if not part.endswith(late)
             }  # it computes on with its own of the rest
             self.fed = [{part: x for part, x in trace.items() if part in within} for trace in self.true]
-        self.plain = self.sizes = None
+        self.plain = self.sizes = self.true  # float64 is not rounded
         if dtype != "float64":
             self.plain = self.run(rounded(exact, dtype), self.fed, dtype)
             self.sizes = self.run(on_magnitudes(exact), self.true)
@@ -108,7 +108,7 @@ class Runs:
         """Make the calls; parts that are ``fed`` go on with those values."""
         traces = []
         for i, call in enumerate(self.calls):
-            trace = Trace(round_to, fed and fed[i])
+            trace = Trace(round_to, None if fed is None else fed[i])
             target.run(call, trace, self.true[i].keys() if hasattr(self, "true") else ())
             traces.append(trace)
         return traces
@@ -130,8 +130,9 @@ class Runs:
         """Which entries of each call's array count: not padding, not tokens that ``keep`` leaves out."""
         masks = []
         for n, i in enumerate(self.steps(phase)):
-            tokens, shape = self.calls[i].input_ids.shape, self.true[i][part].shape
-            mask = np.ones(tokens, bool) if self.calls[i].attention_mask is None else self.calls[i].attention_mask
+            call, shape = self.calls[i], self.true[i][part].shape
+            tokens = call.input_ids.shape
+            mask = np.ones(tokens, bool) if call.attention_mask is None else call.attention_mask
             mask = mask if keep is None else mask & keep[n]
             per_token = shape[:2] == tokens and not part.endswith(".state")
             masks.append(mask if per_token else np.ones(shape, bool))
@@ -191,7 +192,7 @@ def judge_part(runs: Runs, row: Row, decided: dict[str, list[np.ndarray]]) -> Ro
         row.error, row.allowed = float((found != exact).mean()) if exact.size else 0.0, 0.0
         row.verdict = DIFFERENT if row.error else SAME
     else:
-        plain, sizes = (t and runs.values(t, phase, part, keep) for t in (runs.plain, runs.sizes))
+        plain, sizes = (runs.values(t, phase, part, keep) for t in (runs.plain, runs.sizes))
         allowed = allowance(runs.dtype, exact, plain, sizes)
         judge(row, found, exact, allowed)
         if part.endswith("mlp.gate"):
@@ -265,7 +266,7 @@ def on_magnitudes(exact: MiniMaxForCausalLM) -> NumpyTarget:
         said = np.einsum("btef,edf->bted", hidden, np.abs(down))
         return (np.take_along_axis(said, indices[..., None], axis=2) * weights[..., None]).sum(axis=2)
 
-    functions = {"linear": linear, "lightning_attention_chunked": lightning}
+    functions: dict[str, Callable] = {"linear": linear, "lightning_attention_chunked": lightning}
     return NumpyTarget(exact, {**functions, "softmax_attention": attention, "mix_experts": experts})
 
 
@@ -302,7 +303,9 @@ def nearest_defect(runs: Runs, rows: list[Row]) -> tuple[str | None, str | None]
     return (None, None) if named is None else (named.says, named.cure)
 
 
-def _as_float64(model: MiniMaxForCausalLM) -> MiniMaxForCausalLM:
+def _as_float64(model: MiniMaxForCausalLM | str | os.PathLike) -> MiniMaxForCausalLM:
+    if not isinstance(model, MiniMaxForCausalLM):
+        return MiniMaxForCausalLM.from_pretrained(model, np.float64)
     weights = {name: x.astype(np.float64) for name, x in model.weights.items()}
     return MiniMaxForCausalLM(model.config, dtype=np.float64, weights=weights)
 

@@ -61,6 +61,18 @@ def reads_before_writing(ops):
     return every_form(ops, wrap)
 
 
+@defect("the state is read between the decay and the write", "Decay, write, then read: a token sees itself.")
+def reads_between_decay_and_write(ops):
+    def wrap(right):
+        def wrong(q, k, v, slopes, state=None, **options):
+            out, new = right(q, k, v, slopes, state, **options)
+            return out - (q * k).sum(-1)[..., None] * v, new
+
+        return wrong
+
+    return every_form(ops, wrap)
+
+
 @defect("a token's own contribution is decayed", "Decay what was there before, then add k vᵀ undecayed.")
 def decays_own_token(ops):
     def wrap(right):
@@ -380,7 +392,8 @@ def subtracts_the_mean(ops):
 
 @defect("the gate is made from the un-normed input", "The gate reads the same normed input as q, k and v.")
 def gates_by_the_unnormed_input(ops):
-    norm, gate, before = ops.rms_norm, ops.output_gate, []
+    norm, gate = ops.rms_norm, ops.output_gate
+    before: list[Any] = []
 
     def rms_norm(x, *rest):
         before[:] = [x]

@@ -57,9 +57,9 @@ def write_op(folder: str | os.PathLike, name: str, seed: int = 0) -> Path:
         for n, output in enumerate(outputs(name)):
             key = f"{i}.{output}"
             expected[key] = exact[n]
-            expected[f"{key}.magnitude"] = np.float64(rms(sizes[n]))
+            expected[f"{key}.magnitude"] = np.array(rms(sizes[n]))
             for dtype in NARROW:
-                expected[f"{key}.plain.{dtype}"] = np.float64(rms(plain[dtype][n] - exact[n]))
+                expected[f"{key}.plain.{dtype}"] = np.array(rms(plain[dtype][n] - exact[n]))
     return _write(folder, inputs, expected, {"op": name, "seed": seed, "cases": told})
 
 
@@ -73,9 +73,9 @@ def write_model(folder: str | os.PathLike, model: MiniMaxForCausalLM, length: in
         alone = runs.run(rounded(model, dtype), round_to=dtype)
         for part, x in runs.true[0].items():
             expected[part] = x
-            expected[f"{part}.magnitude"] = np.float64(rms(runs.sizes[0][part]))
-            expected[f"{part}.plain.{dtype}"] = np.float64(rms(alone[0][part] - x))
-    parts = [name for name in expected if not name.split(".")[-1] in ("magnitude", *NARROW)]
+            expected[f"{part}.magnitude"] = np.array(rms(runs.sizes[0][part]))
+            expected[f"{part}.plain.{dtype}"] = np.array(rms(alone[0][part] - x))
+    parts = [name for name in expected if name.split(".")[-1] not in ("magnitude", *NARROW)]
     return _write(folder, {"input_ids": ids}, expected, {"model": model.head, "seed": seed, "parts": parts})
 
 
@@ -156,7 +156,7 @@ def rebuild(i: int, numbers: dict, inputs: dict[str, np.ndarray]) -> Case:
 
 def _by_case(name: str, outcomes: list) -> list:
     """Outcomes of whole cases, the answers that are missing taken for right."""
-    merged = {}
+    merged: dict[str, tuple[Case, dict]] = {}
     for case, rows, found, exact, part in outcomes:
         merged.setdefault(case.label, (case, {}))[1][part] = (rows[0], found[0], exact[0])
     return [

@@ -84,7 +84,7 @@ class Report:
         lines = [f"{'part':<{width}}  {'shape':<16} {'error':>9} {'allowed':>9}  verdict"]
         for label, rows in lines_of.items():
             row = max(rows, key=_badness)
-            shape = "×".join(map(str, row.shape)) or "()"
+            shape = "×".join(map(str, (row if row.wrong else rows[0]).shape)) or "()"
             error, allowed = (f"{x:9.1e}" if math.isfinite(x) else f"{'–':>9}" for x in (row.error, row.allowed))
             told = row.verdict.upper() if row.wrong else row.verdict
             told = f"{told} in {row.phase}" if row.wrong and self.each == "phase" else told

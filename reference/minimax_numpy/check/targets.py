@@ -6,8 +6,11 @@ goes on with what the watcher hands back it is *forcible*, and can be judged par
 
 import importlib
 import os
-from collections.abc import Callable, Collection
-from typing import Any, NamedTuple, Protocol
+import traceback
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -30,6 +33,7 @@ class Call(NamedTuple):
     labels: np.ndarray | None = None
 
 
+@runtime_checkable
 class Target(Protocol):
     """Anything that can be cross-checked."""
 
@@ -45,7 +49,8 @@ class Target(Protocol):
 class NumpyTarget:
     """The reference itself, or with other ops in it."""
 
-    forcible, decodes, padding = True, True, "any"
+    forcible, decodes = True, True
+    padding: str | None = "any"
 
     def __init__(
         self, model: MiniMaxForCausalLM, functions: dict[str, Callable] | None = None, name: str = "minimax_numpy"
@@ -56,7 +61,7 @@ class NumpyTarget:
     def run(self, call: Call, watch: Watch, names: Collection[str] = ()) -> None:
         if call.start or self.cache is None:
             self.cache = Cache(self.model.config, len(call.input_ids))
-        training = {} if call.labels is None else {"labels": call.labels, "output_router_logits": True}
+        training: dict[str, Any] = {} if call.labels is None else {"labels": call.labels, "output_router_logits": True}
         with recording(watch), ops.using(**self.functions):
             self.model(call.input_ids, call.attention_mask, cache=self.cache, **training)
 
@@ -64,13 +69,15 @@ class NumpyTarget:
 class CallableTarget:
     """A function ids → {part: array}: seen from outside, so only judged as it runs by itself."""
 
-    forcible, decodes, padding = False, False, None
+    forcible, decodes = False, False
+    padding: str | None = None
 
     def __init__(self, function: Callable[[np.ndarray], dict[str, Any]], name: str):
         self.function, self.name = function, name
 
     def run(self, call: Call, watch: Watch, names: Collection[str]) -> None:
-        found = self.function(call.input_ids)
+        with blaming(self.name):
+            found = self.function(call.input_ids)
         if not isinstance(found, dict):
             raise ValueError(f"{self.name} returned a {type(found).__name__}; it should return a dict of part → array.")
         for name, x in found.items():
@@ -94,7 +101,7 @@ def as_target(other: Any, path: str | os.PathLike | None, dtype: str | None, dev
         return _by_name(str(other), path, dtype, device)
     if hasattr(other, "named_modules"):
         return _hooks().TorchTarget(other, type(other).__name__)
-    if all(hasattr(other, name) for name in ("run", "forcible", "decodes", "padding")):
+    if isinstance(other, Target):
         return other
     if callable(other):
         return CallableTarget(other, getattr(other, "__qualname__", type(other).__name__))
@@ -121,7 +128,9 @@ def _by_name(name: str, path, dtype, device) -> Target:
         if path is None:
             raise ValueError(f"Against {name} the truth must be a checkpoint's folder; both sides load it.")
         return getattr(_hooks(), f"open_{name}")(path, dtype, device)
-    other = load_object(name)(path)
+    factory = load_object(name)
+    with blaming(name):
+        other = factory(path)
     if hasattr(other, "named_modules"):
         target = _hooks().TorchTarget(other, name)
         target.to(dtype, device)
@@ -129,6 +138,18 @@ def _by_name(name: str, path, dtype, device) -> Target:
     if not callable(other):
         raise ValueError(f"{name} returned a {type(other).__name__}; a factory returns a torch module or a callable.")
     return CallableTarget(other, name)
+
+
+@contextmanager
+def blaming(name: str) -> Iterator[None]:
+    """Tell a failure in somebody else's code as one sentence: whose, what and where."""
+    try:
+        yield
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        told = str(error).splitlines()[0] if str(error) else "no message"
+        place = f"{Path(where.filename).name}, line {where.lineno}"
+        raise ValueError(f"{name} failed with {type(error).__name__}: {told} ({place}).") from error
 
 
 def load_object(name: str) -> Any:

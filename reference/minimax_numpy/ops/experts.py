@@ -29,7 +29,10 @@ def route(logits: RouterLogits, top_k: int) -> tuple[RoutingWeights, RoutingIndi
 
     Returns
     -------
-    weights, indices : (…, K)
+    weights : (…, K)
+        They sum to 1.
+    indices : (…, K)
+        Best first.
 
     >>> weights, indices = route(np.log([[1.0, 4.0, 1.0, 2.0]]), top_k=2)
     >>> weights.round(4), indices

@@ -184,7 +184,8 @@ def _prepare(
         state = np.zeros((*q.shape[:2], q.shape[3], v.shape[3]), wide)  # (B, H, d, e)
     if mask is not None:  # by selection: 0 · NaN would be NaN
         k, v = (np.where(mask[:, None, :, None], x, 0) for x in (k, v))
-    return tuple(x.astype(wide, copy=False) for x in (q, k, v, state))
+    q, k, v, state = (x.astype(wide, copy=False) for x in (q, k, v, state))
+    return q, k, v, state
 
 
 def _count(T: int, mask: Mask | None, part: slice = slice(None)) -> Int[np.ndarray, "B m"]:
