@@ -10,8 +10,9 @@ export OMP_NUM_THREADS ?= 1
 demo: .venv/torch  ## cross-check the small model, and generate from it with both twins
 	@$(BIN)/minimax-twin demo
 
-test: .venv/test  ## every test but the slow ones; shapes in signatures are checked as the tests run
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(SHAPES) --doctest-modules tests reference
+test: .venv/test  ## every test but the slow ones, then some of them again with the shapes in signatures checked
+	$(BIN)/python -m pytest -n 2 -m "not slow" --doctest-modules tests reference
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(SHAPES) tests/equivalence
 
 test-slow: .venv/test  ## the slow tests
 	$(BIN)/python -m pytest -n 2 -m slow tests

@@ -77,9 +77,11 @@ def prefill(options) -> int:
     apart = float(np.abs(ours() - theirs()).max() / np.abs(ours()).max())  # also warms both up
     pairs = [(seconds(ours), seconds(theirs)) for _ in range(options.repeat)]
     c = MEDIUM
-    print(f"prefill of {options.length} tokens, float32, {torch.get_num_threads()} threads; {c.num_hidden_layers} layers, "
-          f"D {c.hidden_size}, {c.num_attention_heads} × {c.head_dim} heads, {c.num_local_experts} experts of "
-          f"{c.intermediate_size}; logits {apart:.1e} apart")  # fmt: skip
+    print(
+        f"prefill of {options.length} tokens, float32, {torch.get_num_threads()} threads; "
+        f"{c.num_hidden_layers} layers, D {c.hidden_size}, {c.num_attention_heads} × {c.head_dim} heads, "
+        f"{c.num_local_experts} experts of {c.intermediate_size}; logits {apart:.1e} apart"
+    )
     for name, column in (("minimax_numpy", 0), ("transformers", 1)):
         times = [pair[column] for pair in pairs]
         print(
@@ -113,6 +115,9 @@ def loading(options) -> int:
                 [sys.executable, "-c", code, folder, str(TINY)], check=True, capture_output=True, text=True
             )
             kept, largest, peak = map(int, out.stdout.split())
-            print(f"{package}: keeps {kept / 2**20:.0f} MiB, its largest tensor {largest / 2**20:.0f} MiB; peak {peak / 2**20:.0f} "
-                  f"MiB, {(peak - kept) / largest:.2f} × the largest tensor above what is kept")  # fmt: skip
+            above, mib = (peak - kept) / largest, 2**20
+            print(
+                f"{package}: keeps {kept / mib:.0f} MiB, its largest tensor {largest / mib:.0f} MiB; "
+                f"peak {peak / mib:.0f} MiB, {above:.2f} × the largest tensor above what is kept"
+            )
     return 0

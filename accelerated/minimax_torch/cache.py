@@ -1,7 +1,7 @@
 """Twin of `minimax_numpy.cache`: same names, same order, on tensors."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from minimax_numpy.config import LIGHTNING, MiniMaxConfig
 from torch import Tensor
 
@@ -46,7 +46,11 @@ class SoftmaxMemory:
         return 0 if self._slots is None else self._slots.nbytes
 
     def append(
-        self, k: GroupedKeys, v: GroupedValues, slots: Positions, mask: Mask | None
+        self,
+        k: Float[Tensor, "B G T d"],
+        v: Float[Tensor, "B G T e"],
+        slots: Positions,
+        mask: Mask | None,
     ) -> tuple[GroupedKeys, GroupedValues]:
         """Write each real token's key and value into its slot; return all of them."""
         real = torch.ones_like(slots, dtype=torch.bool) if mask is None else mask
@@ -59,7 +63,7 @@ class SoftmaxMemory:
         self._used = used
         return held[0, :, :, :used], held[1, :, :, :used]
 
-    def _reserve(self, used: int, like: GroupedKeys) -> Float[Tensor, "2 B G capacity d"]:
+    def _reserve(self, used: int, like: Float[Tensor, "B G T d"]) -> Float[Tensor, "2 B G capacity d"]:
         """Make room by doubling, so that a token costs no copy of the whole; return all of it."""
         capacity = 0 if self._slots is None else self._slots.shape[3]
         if self._slots is not None and used <= capacity:
@@ -79,7 +83,7 @@ class Cache:
 
     def __init__(self, config: MiniMaxConfig, batch_size: int, device: torch.device | str | None = None):
         self.config = config
-        self.lengths: Int[Tensor, "B"] = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.layers = [LightningMemory() if kind == LIGHTNING else SoftmaxMemory() for kind in config.layer_types]
 
     @property

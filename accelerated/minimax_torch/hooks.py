@@ -174,9 +174,7 @@ def open_minimax_torch(path: str | os.PathLike, dtype: str | None, device: str) 
     return TorchTarget(model, "minimax_torch")
 
 
-def open_transformers(
-    path: str | os.PathLike, dtype: str | None, device: torch.device | str
-) -> TransformersTarget:
+def open_transformers(path: str | os.PathLike, dtype: str | None, device: torch.device | str) -> TransformersTarget:
     """transformers' model of a checkpoint, float32 unless asked otherwise; its float64 is not one."""
     transformers = optional("transformers", "hf")
     if dtype == "float64":

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from minimax_numpy.checkpoint import Checkpoint, plan_loading, save_checkpoint
 from minimax_numpy.config import MiniMaxConfig
 from minimax_numpy.generate import generate
-from minimax_numpy.model import ModelOutput, check_inputs, check_labels, fresh_weights
+from minimax_numpy.model import ModelOutput, check_inputs, check_kept, check_labels, fresh_weights
 from torch import Tensor, nn
 
 from . import ops
@@ -184,12 +184,13 @@ class MiniMaxForCausalLM(Pretrained):
 
     def forward(self, input_ids=None, attention_mask=None, *, labels=None, logits_to_keep: int = 0, **inputs):
         """Twin of the call of [MiniMaxForCausalLM][minimax_numpy.model.MiniMaxForCausalLM]."""
+        check_labels(self.head, self.config, labels, input_ids, **inputs)
+        check_kept(logits_to_keep, labels)
         out = self.model(input_ids, attention_mask, **inputs)
         x = out.last_hidden_state
         out.logits = self.lm_head(x[:, -logits_to_keep:] if logits_to_keep else x)  # (B, T or n, V)
         mask = None if attention_mask is None else attention_mask.bool()
         if labels is not None:
-            check_labels(labels, out.logits.shape[:2])
             out.loss = ops.causal_loss(out.logits, within_documents(labels, inputs.get("cu_seqlens")), mask)
         if out.router_logits is not None:
             out.aux_loss = ops.load_balancing_loss(out.router_logits, self.config.num_experts_per_tok, mask)
@@ -227,7 +228,8 @@ class MiniMaxForSequenceClassification(Pretrained):
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
 
     def forward(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
-        """Twin of the call of [MiniMaxForSequenceClassification][minimax_numpy.model.MiniMaxForSequenceClassification]."""
+        """Twin of the [reference's call][minimax_numpy.model.MiniMaxForSequenceClassification]."""
+        check_labels(self.head, self.config, labels, input_ids, **inputs)
         out = self.model(input_ids, attention_mask, **inputs)
         x = out.last_hidden_state
         row, last = last_tokens(self.config, x.shape[:2], input_ids, attention_mask, inputs.get("cu_seqlens"))
@@ -245,6 +247,7 @@ class MiniMaxForTokenClassification(Pretrained):
 
     def forward(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
         """Twin of the call of [MiniMaxForTokenClassification][minimax_numpy.model.MiniMaxForTokenClassification]."""
+        check_labels(self.head, self.config, labels, input_ids, **inputs)
         out = self.model(input_ids, attention_mask, **inputs)
         out.logits = self.score(out.last_hidden_state)  # (B, T, labels)
         out.loss = None if labels is None else ops.classification_loss(out.logits, labels)
@@ -260,6 +263,7 @@ class MiniMaxForQuestionAnswering(Pretrained):
 
     def forward(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
         """Twin of the call of [MiniMaxForQuestionAnswering][minimax_numpy.model.MiniMaxForQuestionAnswering]."""
+        check_labels(self.head, self.config, labels, input_ids, **inputs)
         out = self.model(input_ids, attention_mask, **inputs)
         out.logits = self.qa_outputs(out.last_hidden_state)  # (B, T, 2)
         if labels is not None:  # each end is a choice among the T positions

@@ -46,7 +46,11 @@ class SoftmaxMemory:
         return 0 if self._slots is None else self._slots.nbytes
 
     def append(
-        self, k: GroupedKeys, v: GroupedValues, slots: Positions, mask: Mask | None
+        self,
+        k: Float[np.ndarray, "B G T d"],
+        v: Float[np.ndarray, "B G T e"],
+        slots: Positions,
+        mask: Mask | None,
     ) -> tuple[GroupedKeys, GroupedValues]:
         """Write each real token's key and value into its slot; return all of them."""
         real = np.ones(slots.shape, bool) if mask is None else mask
@@ -58,7 +62,7 @@ class SoftmaxMemory:
         self._used = used
         return held[0, :, :, :used], held[1, :, :, :used]
 
-    def _reserve(self, used: int, like: GroupedKeys) -> Float[np.ndarray, "2 B G capacity d"]:
+    def _reserve(self, used: int, like: Float[np.ndarray, "B G T d"]) -> Float[np.ndarray, "2 B G capacity d"]:
         """Make room by doubling, so that a token costs no copy of the whole; return all of it."""
         capacity = 0 if self._slots is None else self._slots.shape[3]
         if self._slots is not None and used <= capacity:

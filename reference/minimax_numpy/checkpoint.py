@@ -105,15 +105,24 @@ class Checkpoint:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{index} is not an index: it should hold a weight_map of names and files.") from None
         for file in set(files.values()):
-            if Path(file).name != file or not (self.path / file).resolve().is_relative_to(self.path.resolve()):
+            if file in ("", ".", "..") or Path(file).name != file:
                 raise ValueError(f"{index} names {file!r}, outside its folder; a shard lies beside its index.")
         return files
+
+    def _homes(self) -> Iterator[Path]:
+        """Where the files may really lie: in the folder, or where the hub's cache keeps what its snapshots link to."""
+        home = self.path.resolve()
+        yield home
+        if home.parent.name == "snapshots":
+            yield home.parent.parent / "blobs"
 
     def _header(self, file: str) -> dict[str, Entry]:
         if file not in self._headers:
             path = self.path / file
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is missing; {INDEX} says that it holds part of the model.")
+            if not any(path.resolve().is_relative_to(home) for home in self._homes()):
+                raise ValueError(f"{path} is a link out of its folder; put the file itself there.")
             self._headers[file] = read_header(path)
         return self._headers[file]
 

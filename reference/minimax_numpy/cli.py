@@ -54,8 +54,8 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command(run_crosscheck, "compare a model, an op or a file of numbers with the reference")
     checkpoint(sub)
-    sub.add_argument("--against", default="minimax_torch", metavar="OTHER",
-                     help="minimax_torch, transformers, package.module:factory, or a trace or answers in .safetensors")  # fmt: skip
+    others = "minimax_torch, transformers, package.module:factory, or a trace or answers in .safetensors"
+    sub.add_argument("--against", default="minimax_torch", metavar="OTHER", help=others)
     sub.add_argument("--op", metavar="NAME", help="check one op; --against names the function")
     sub.add_argument(
         "--golden", type=Path, metavar="DIR", help="judge answers by golden vectors; --against names their file"

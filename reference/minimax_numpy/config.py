@@ -8,6 +8,7 @@ does not know.
 
 import dataclasses
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,16 @@ _TRANSFORMERS_DEFAULTS = {
     "eos_token_id": 2,
     **{f"{part}_{factor}_factor": 1.0 for part in ("full_attn", "linear_attn", "mlp") for factor in ("alpha", "beta")},
 }
+
+
+_SIZES = (
+    *("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "num_local_experts"),
+    *("num_experts_per_tok", "intermediate_size", "block_size", "num_labels", "max_position_embeddings"),
+)
+_FACTORS = (
+    *(f"{part}_{factor}_factor" for part in ("full_attn", "linear_attn", "mlp") for factor in ("alpha", "beta")),
+    *("rms_norm_eps", "rope_theta", "router_aux_loss_coef", "router_jitter_noise"),
+)
 
 
 @dataclass(frozen=True)
@@ -232,7 +243,7 @@ class MiniMaxConfig:
 
 def _layer_types(values: dict) -> tuple[str, ...]:
     """The kind of each layer, from whichever key the file has."""
-    if "attn_type_list" in values:
+    if values.get("attn_type_list") is not None:
         names = {0: LIGHTNING, 1: SOFTMAX}
         unknown = [kind for kind in values["attn_type_list"] if kind not in names]
         if unknown:
@@ -261,7 +272,9 @@ def _fill_derived(fields: dict, values: dict, original: bool) -> None:
         raise ValueError(f"rope_type is {rope.get('rope_type', rope.get('type'))!r}; this model has plain rotary only.")
     if original:
         missing = [
-            k for k in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size") if k not in values
+            k
+            for k in ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size")
+            if values.get(k) is None
         ]
         if missing:
             raise ValueError(f"config.json lacks {', '.join(missing)}; the original spelling has no defaults for them.")
@@ -283,17 +296,22 @@ def _fill_derived(fields: dict, values: dict, original: bool) -> None:
 
 def _check(c: MiniMaxConfig) -> None:
     """Refuse numbers that cannot make a model, in one sentence."""
-    sizes = (
-        "vocab_size hidden_size num_attention_heads num_key_value_heads head_dim num_local_experts "
-        "num_experts_per_tok intermediate_size block_size num_labels"
-    ).split()
-    for name in sizes:
+    least = dict.fromkeys(_SIZES, 1) | {"shared_intermediate_size": 0, "rotary_dim": 0}
+    if c.sliding_window is not None:  # a query sees at least itself
+        least["sliding_window"] = 1
+    for name, smallest in least.items():
         value = getattr(c, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1.")
+        if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number, at least {smallest}.")
+    for name in _FACTORS:
+        value = getattr(c, name)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(f"{name} is {value!r}; it must be a number.")
     for name in ("rms_norm_eps", "rope_theta"):
-        if not getattr(c, name) > 0:
+        if getattr(c, name) <= 0:
             raise ValueError(f"{name} is {getattr(c, name)!r}; it must be above 0.")
+    if c.router_jitter_noise < 0:
+        raise ValueError(f"router_jitter_noise is {c.router_jitter_noise}; it must be 0 (none) or more.")
     if not c.layer_types:
         raise ValueError("layer_types is empty; a model has at least one layer.")
     for kind in c.layer_types:
@@ -308,12 +326,8 @@ def _check(c: MiniMaxConfig) -> None:
         raise ValueError(
             f"num_experts_per_tok is {c.num_experts_per_tok} but there are only {c.num_local_experts} experts."
         )
-    if c.rotary_dim % 2 or not 0 <= c.rotary_dim <= c.head_dim:
+    if c.rotary_dim % 2 or c.rotary_dim > c.head_dim:
         raise ValueError(f"rotary_dim is {c.rotary_dim}; it must be even, and at most head_dim ({c.head_dim}).")
-    if c.sliding_window is not None and c.sliding_window < 1:
-        raise ValueError(f"sliding_window is {c.sliding_window}; a query sees at least itself, so 1 or more, or null.")
-    if c.shared_intermediate_size < 0:
-        raise ValueError(f"shared_intermediate_size is {c.shared_intermediate_size}; it must be 0 (none) or more.")
     if c.hidden_act not in ("silu", "gelu"):
         raise ValueError(f"hidden_act is {c.hidden_act!r}; this model knows 'silu' and 'gelu'.")
     if c.slope_rule not in ("original", "transformers"):

@@ -153,6 +153,8 @@ class MiniMaxForCausalLM(MiniMaxModel):
 
         ``inputs`` are those of [MiniMaxModel][minimax_numpy.model.MiniMaxModel].
         """
+        check_labels(self.head, self.config, labels, input_ids, **inputs)
+        check_kept(logits_to_keep, labels)
         out = super().__call__(input_ids, attention_mask, **inputs)
         w, x = Weights(self.weights), out.last_hidden_state
         kept = x[:, -logits_to_keep:] if logits_to_keep else x
@@ -162,7 +164,6 @@ class MiniMaxForCausalLM(MiniMaxModel):
             out.logits = w.linear("lm_head", kept)  # (B, T or n, V)
         mask = None if attention_mask is None else attention_mask.astype(bool)
         if labels is not None:
-            check_labels(labels, out.logits.shape[:2])
             targets = within_documents(labels, inputs.get("cu_seqlens"))
             out.loss = ops.causal_loss(out.logits, targets, mask)
         if out.router_logits is not None:
@@ -196,6 +197,7 @@ class MiniMaxForSequenceClassification(MiniMaxModel):
 
     def __call__(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
         """Read one answer a row: logits (B, labels). ``inputs`` are those of `MiniMaxModel`."""
+        check_labels(self.head, self.config, labels, input_ids, **inputs)
         out = super().__call__(input_ids, attention_mask, **inputs)
         x = out.last_hidden_state
         row, last = last_tokens(self.config, x.shape[:2], input_ids, attention_mask, inputs.get("cu_seqlens"))
@@ -209,6 +211,7 @@ class MiniMaxForTokenClassification(MiniMaxModel):
 
     def __call__(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
         """Read one answer a token: logits (B, T, labels). ``inputs`` are those of `MiniMaxModel`."""
+        check_labels(self.head, self.config, labels, input_ids, **inputs)
         out = super().__call__(input_ids, attention_mask, **inputs)
         out.logits = Weights(self.weights).linear("score", out.last_hidden_state)  # (B, T, labels)
         out.loss = None if labels is None else ops.classification_loss(out.logits, labels)
@@ -220,6 +223,7 @@ class MiniMaxForQuestionAnswering(MiniMaxModel):
 
     def __call__(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
         """Read where an answer starts and ends: logits (B, T, 2). ``inputs`` are those of `MiniMaxModel`."""
+        check_labels(self.head, self.config, labels, input_ids, **inputs)
         out = super().__call__(input_ids, attention_mask, **inputs)
         out.logits = Weights(self.weights).linear("qa_outputs", out.last_hidden_state)  # (B, T, 2)
         if labels is not None:  # each end is a choice among the T positions
@@ -287,6 +291,8 @@ def check_inputs(config, input_ids, attention_mask, position_ids, cache, inputs_
     if cu_seqlens is not None:
         _check_packing(x, attention_mask, cu_seqlens)
     if cache is not None:
+        if type(cache.lengths).__module__.split(".")[0] != type(x).__module__.split(".")[0]:
+            raise ValueError("The cache is of the other package: arrays and tensors do not mix.")
         rows = x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
         if len(cache.lengths) != rows:
             raise ValueError(f"The cache holds {len(cache.lengths)} rows but this call has {rows}.")
@@ -304,13 +310,37 @@ def _check_packing(x, attention_mask, cu_seqlens) -> None:
         raise ValueError(f"cu_seqlens is {ends}; it must rise from 0 to the number of tokens, {x.shape[1]}.")
 
 
-def check_labels(labels, shape) -> None:
-    """Refuse labels that are not one for each logit."""
-    if tuple(labels.shape) != tuple(shape):
-        raise ValueError(
-            f"labels have shape {tuple(labels.shape)} but there are logits for {tuple(shape)}; "
-            "give one label a token, and leave logits_to_keep at 0."
-        )
+def check_labels(head, config, labels, input_ids, inputs_embeds=None, cu_seqlens=None, **inputs) -> None:
+    """Refuse labels that do not fit the head, in one sentence and before any work is done."""
+    x = input_ids if inputs_embeds is None else inputs_embeds
+    if labels is None or x is None or x.ndim < 2:
+        return
+    B, T = x.shape[:2]
+    rows, V, n = B if cu_seqlens is None else len(cu_seqlens) - 1, config.vocab_size, config.num_labels
+    wanted, classes = {
+        "MiniMaxForCausalLM": ((B, T), V),
+        "MiniMaxForSequenceClassification": ((rows,), n),
+        "MiniMaxForTokenClassification": ((B, T), n),
+        "MiniMaxForQuestionAnswering": ((B, 2), T),
+    }[head]
+    shape, whole = tuple(labels.shape), "int" in str(labels.dtype)
+    if not whole and "Classification" in head and not (n == 1 and shape == wanted):
+        wanted = (*wanted, n)
+    elif not whole and "Classification" not in head:
+        raise ValueError(f"labels have dtype {labels.dtype}; {head} takes integers.")
+    if shape != wanted:
+        raise ValueError(f"labels have shape {shape}; {head} takes {wanted} here.")
+    wrong = [int(x) for x in labels.reshape(-1) if whole and x != ops.losses.IGNORED and not 0 <= x < classes]
+    if wrong:
+        raise ValueError(f"Label {wrong[0]} is out of range; there are 0 … {classes - 1}, and −100 for none.")
+
+
+def check_kept(logits_to_keep: int, labels) -> None:
+    """Refuse a negative number of logits, or fewer logits than labels."""
+    if logits_to_keep < 0:
+        raise ValueError(f"logits_to_keep is {logits_to_keep}; it must be 0 (all) or more.")
+    if logits_to_keep and labels is not None:
+        raise ValueError("labels need the logits of every token; leave logits_to_keep at 0.")
 
 
 def within_documents(labels: Int[np.ndarray, "B T"], cu_seqlens: Int[np.ndarray, "N_plus_1"] | None):

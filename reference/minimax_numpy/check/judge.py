@@ -3,7 +3,8 @@ r"""Errors and what is allowed of them.
 In float64, two programs that compute the same thing agree to $10^{-11}$ relative: structure is judged there.
 In a narrower type the error of a part is the RMS of its difference from float64, and allowed is
 
-$$2 \cdot \text{error of the same form in NumPy, rounded to that type} \;+\; 4u \cdot \text{RMS of the op on } |\text{inputs}|$$
+$$2 \cdot \text{error of the same form in NumPy, rounded to that type}
+\;+\; 4u \cdot \text{RMS of the op on } |\text{inputs}|$$
 
 with u the unit roundoff. The first term is what the type costs anybody. The second is what it costs to sum in
 another order: without it right kernels fail by chance at small shapes.

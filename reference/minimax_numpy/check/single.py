@@ -78,7 +78,10 @@ def check_op(name: str, function: Callable, *, dtype: str = "float64", seed: int
             found = answers(function, case, right, dtype, library)
         except Exception as error:  # it passed the first case, so it is this one that it cannot do
             for row in rows:
-                row.verdict, row.note = DIFFERENT, f"it fails with {type(error).__name__}: {str(error).split(chr(10))[0]}"
+                row.verdict, row.note = (
+                    DIFFERENT,
+                    f"it fails with {type(error).__name__}: {str(error).split(chr(10))[0]}",
+                )
             continue
         if len(found) != len(expected):
             raise ValueError(f"The function returns {len(found)} arrays; {name} returns {', '.join(outputs(name))}.")
@@ -331,8 +334,14 @@ def loss_cases(rng: np.random.Generator) -> Iterator[Case]:
 
 def slope_cases(rng: np.random.Generator) -> Iterator[Case]:
     """Powers of two and other head counts, first and last layers, both rules."""
-    for H, layer, L, rule in [(64, 0, 80, "original"), (64, 78, 80, "original"), (12, 3, 8, "original"),
-                              (12, 3, 8, "transformers"), (1, 0, 2, "original"), (3, 6, 8, "transformers")]:  # fmt: skip
+    for H, layer, L, rule in (
+        (64, 0, 80, "original"),
+        (64, 78, 80, "original"),
+        (12, 3, 8, "original"),
+        (12, 3, 8, "transformers"),
+        (1, 0, 2, "original"),
+        (3, 6, 8, "transformers"),
+    ):
         arguments = {"num_heads": H, "layer_idx": layer, "num_layers": L, "rule": rule}
         yield Case(f"H = {H}, layer {layer} of {L}, {rule}", arguments)
 

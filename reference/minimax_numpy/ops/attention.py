@@ -84,8 +84,11 @@ def softmax_attention(q: Queries, k: GroupedKeys, v: GroupedValues, visible: Vis
     for start in range(0, T, QUERIES_AT_A_TIME):
         rows = slice(start, min(start + QUERIES_AT_A_TIME, T))
         last = J if visible is not None else J - T + rows.stop  # keys past the diagonal need no score
-        seen = np.tri(T, J, J - T, dtype=bool)[None, rows] if visible is None else visible[:, rows]
+        if visible is None:
+            seen = np.tri(rows.stop - start, last, J - T + start, dtype=bool)[None]
+        else:
+            seen = visible[:, rows]
         scores = grouped[..., rows, :] @ keys[..., :last, :].swapaxes(-1, -2)  # (B, G, H/G, rows, last)
-        weights = softmax(np.where(seen[:, None, None, :, :last], scores, -np.inf).astype(wide, copy=False))
+        weights = softmax(np.where(seen[:, None, None], scores, wide.type(-np.inf)))
         out[..., rows, :] = weights @ values[..., :last, :]
     return out.reshape(B, H, T, -1)

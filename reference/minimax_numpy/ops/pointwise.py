@@ -14,17 +14,17 @@ from ..shapes import Hidden
 
 
 def sigmoid(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    r"""Squash to (0, 1) without overflow on either side.
+    r"""Squash to (0, 1).
 
-    $$\sigma(x) = \frac{1}{1 + e^{-x}} = \frac{e^{x}}{1 + e^{x}}$$
+    $$\sigma(x) = \frac{1}{1 + e^{-x}}$$
 
-    The form is chosen so that no exponent is positive.
+    Where $e^{-x}$ overflows, the answer is 0.
 
     >>> sigmoid(np.array([0.0, -1000.0]))
     array([0.5, 0. ])
     """
-    small = np.exp(-np.abs(x))
-    return np.where(x >= 0, np.ones_like(small), small) / (1 + small)
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x))
 
 
 def silu(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
