@@ -229,7 +229,9 @@ def test_bad_questions_get_one_sentence(truth):
 
 def test_a_model_that_only_some_configurations_reach_is_checked_there():
     """Shared expert, original slopes at twelve heads, prenorm: the parts of each are rows of their own."""
-    config = MiniMaxConfig.tiny(shared_intermediate_size=24, postnorm=False, num_attention_heads=12, num_key_value_heads=4)
+    config = MiniMaxConfig.tiny(
+        shared_intermediate_size=24, postnorm=False, num_attention_heads=12, num_key_value_heads=4
+    )
     model = MiniMaxForCausalLM(config, dtype=np.float64)
     report = crosscheck(model, Twin.from_reference(model), length=20, decode=1)
     report.raise_if_different()

@@ -56,9 +56,8 @@ class Softmax(nn.Module):
 
     def turn(self, x):
         R = self.R
-        angle = torch.arange(x.shape[1], dtype=torch.float64)[:, None] * self.base ** (
-            -torch.arange(0, R, 2).double() / R
-        )
+        rates = self.base ** (-torch.arange(0, R, 2).double() / R)
+        angle = torch.arange(x.shape[1], dtype=torch.float64)[:, None] * rates
         turned = torch.polar(torch.ones_like(angle), angle)[:, None]
         pairs = torch.complex(x[..., : R // 2].double(), x[..., R // 2 : R].double()) * turned
         return torch.cat([pairs.real.to(x), pairs.imag.to(x), x[..., R:]], -1)
@@ -101,9 +100,8 @@ class Moe(nn.Module):
 
     def forward(self, x):
         _, weights, indices = self.gate(x)
-        hidden = nn.functional.silu(torch.einsum("btd,efd->btef", x, self.w1)) * torch.einsum(
-            "btd,efd->btef", x, self.w3
-        )
+        gate, up = (torch.einsum("btd,efd->btef", x, w) for w in (self.w1, self.w3))
+        hidden = nn.functional.silu(gate) * up
         said = torch.einsum("btef,edf->bted", hidden, self.w2)
         chosen = said.gather(2, indices[..., None].expand(*indices.shape, x.shape[-1]))
         return (chosen * weights[..., None].to(x)).sum(2)

@@ -5,7 +5,7 @@ A folder holds three files.
 | file | holds |
 |---|---|
 | ``inputs.safetensors`` | ``0.q``, ``0.k`` … the arrays of case 0, in float64; or a model's ``input_ids`` |
-| ``expected.safetensors`` | the answers, ``0.out``, ``0.state`` …; with each its ``.magnitude`` and ``.plain.float32`` … |
+| ``expected.safetensors`` | the answers, ``0.out`` …; with each its ``.magnitude`` and ``.plain.float32`` … |
 | ``golden.json`` | what it is, who made it, and each case's numbers that are not arrays |
 
 The other program writes its answers under the names of ``expected.safetensors``, in whichever type it computes in.
