@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from minimax_numpy.checkpoint import Checkpoint, plan_loading, save_checkpoint
 from minimax_numpy.config import MiniMaxConfig
 from minimax_numpy.generate import generate
-from minimax_numpy.model import ModelOutput, check_inputs, check_kept, check_labels, fresh_weights
+from minimax_numpy.inputs import check_inputs, check_kept, check_labels
+from minimax_numpy.model import ModelOutput, fresh_weights
 from torch import Tensor, nn
 
 from . import ops

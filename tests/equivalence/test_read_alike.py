@@ -22,7 +22,7 @@ EXTRA = {
     "ops": {"swapped"},  # the mechanism behind both `using`
     "ops.attention": {"QUERIES_AT_A_TIME"},  # sdpa has its own
 }
-BORROWED = {"model": {"check_inputs", "check_labels", "fresh_weights", "ModelOutput"}, "ops.losses": {"IGNORED"}}
+BORROWED = {"model": {"fresh_weights", "ModelOutput"}, "ops.losses": {"IGNORED"}}
 # Parameters that only one side may have.
 OWN = {"device", "dtype", "weights", "implementation", "attn_implementation", "quantization"}
 
