@@ -1,7 +1,7 @@
 """Twin of `minimax_numpy.ops.packing`: same names, same order, on tensors."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..shapes import Mask
@@ -23,6 +23,6 @@ def unpack(x: Float[Tensor, "1 H T d"], rows: Int[Tensor, "N longest"]) -> Float
     return x[0][:, rows].transpose(0, 1)
 
 
-def pack(x: Float[Tensor, "N H longest d"], mask: Mask) -> Float[Tensor, "1 H T d"]:
+def pack(x: Float[Tensor, "N H longest d"], mask: Bool[Tensor, "N longest"]) -> Float[Tensor, "1 H T d"]:
     """Twin of [pack][minimax_numpy.ops.packing.pack]."""
     return x.transpose(1, 2)[mask].transpose(0, 1)[None]  # (N, longest, H, d) → (T, H, d) → (1, H, T, d)

@@ -6,7 +6,7 @@ looks at one token at a time and need not know.
 """
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ..shapes import Mask
 
@@ -33,6 +33,6 @@ def unpack(x: Float[np.ndarray, "1 H T d"], rows: Int[np.ndarray, "N longest"]) 
     return x[0][:, rows].swapaxes(0, 1)
 
 
-def pack(x: Float[np.ndarray, "N H longest d"], mask: Mask) -> Float[np.ndarray, "1 H T d"]:
+def pack(x: Float[np.ndarray, "N H longest d"], mask: Bool[np.ndarray, "N longest"]) -> Float[np.ndarray, "1 H T d"]:
     """Undo `unpack`, leaving the padding out."""
     return x.swapaxes(1, 2)[mask].swapaxes(0, 1)[None]  # (N, longest, H, d) → (T, H, d) → (1, H, T, d)
