@@ -21,6 +21,7 @@ from .cache import Cache
 from .model import DTYPES, MiniMaxForCausalLM, Pretrained, check_device
 
 ALIASES = {"block_sparse_moe": "mlp"}
+WRAPPERS = ("_orig_mod", "module")  # what torch.compile and DataParallel put before a path
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def watching(model: nn.Module, watch: Watch, names: Collection[str]) -> Iterator
 
 def part_name(path: str) -> str:
     """A module's path in the vocabulary of transformers 5."""
-    path = ".".join(ALIASES.get(step, step) for step in path.split("."))
+    path = ".".join(ALIASES.get(step, step) for step in path.split(".") if step not in WRAPPERS)
     return path if path.startswith(("model", "lm_head")) or not path else f"model.{path}"
 
 
@@ -86,9 +87,9 @@ class TorchTarget:
     forcible = True
 
     def __init__(self, model: nn.Module, name: str):
-        self.model, self.name = model.eval(), name
+        self.model, self.name = model, name
         takes = inspect.signature(model.forward).parameters
-        self.decodes = isinstance(model, Pretrained)  # our twin
+        self.decodes = self.thorough = isinstance(model, Pretrained)  # our twin
         self.padding = "any" if self.decodes or "attention_mask" in takes else None
         self.cache: Cache | None = None
         if not any(part_name(path).startswith("model.layers.") for path, _ in model.named_modules()):
@@ -96,10 +97,9 @@ class TorchTarget:
 
     @property
     def dtype(self) -> str | None:
-        """What its weights are in, the widest of them where they differ."""
-        found = {x.dtype for x in self.model.parameters() if x.is_floating_point()}
-        body = found - {torch.float32} if len(found) > 1 else found  # a narrow model may keep float32 routers
-        return next((name for name, dtype in DTYPES.items() if dtype in body), None)
+        """What its weights are in, routers aside; the widest of them where they differ."""
+        found = {x.dtype for name, x in self.model.named_parameters() if not name.endswith("gate.weight")}
+        return next((name for name in ("float64", "float32", "bfloat16", "float16") if DTYPES[name] in found), None)
 
     def to(self, dtype: str | None, device: str) -> None:
         """Move the model to a type and a device."""
@@ -107,18 +107,34 @@ class TorchTarget:
 
     def run(self, call: Call, watch: Watch, names: Collection[str]) -> None:
         device = next(self.model.parameters()).device
-        ids = torch.from_numpy(call.input_ids).to(device)
-        mask = None if call.attention_mask is None else torch.from_numpy(call.attention_mask).to(device)
-        with torch.no_grad(), watching(self.model, watch, names):
+        ids = torch.tensor(call.input_ids, device=device)
+        mask = None if call.attention_mask is None else torch.tensor(call.attention_mask, device=device)
+        with torch.no_grad(), evaluating(self.model), watching(self.model, watch, names):
             if not isinstance(self.model, Pretrained):
                 with blaming(self.name):
-                    self.model(ids, **({} if mask is None else {"attention_mask": mask.long()}))
+                    out = self.model(ids, **({} if mask is None else {"attention_mask": mask.long()}))
+                _show_outcome(out, watch)
                 return
             if call.start or self.cache is None:
-                self.cache = Cache(self.model.config, len(ids), device)
-            training = {} if call.labels is None else {"labels": torch.from_numpy(call.labels).to(device)}
-            out = self.model(ids, mask, cache=self.cache, output_router_logits=bool(training), **training)
-        _show_losses(out, watch)
+                self.cache = Cache(self.model.config, call.rows, device)
+            training = {} if call.labels is None else {"labels": torch.tensor(call.labels, device=device)}
+            packed = None if call.cu_seqlens is None else torch.tensor(call.cu_seqlens, device=device)
+            out = self.model(
+                ids, mask, cache=self.cache, cu_seqlens=packed, output_router_logits=bool(training), **training
+            )
+        _show_outcome(out, watch)
+        _show("cache.lengths", self.cache.lengths, watch)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch training off, and back on where it was on."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 class TransformersTarget(TorchTarget):
@@ -129,6 +145,7 @@ class TransformersTarget(TorchTarget):
     def __init__(self, model: Any, name: str = "transformers", notes: tuple[str, ...] = ()):
         super().__init__(model, name)
         self.decodes, self.padding, self.notes = True, "left", list(notes)
+        self.thorough = False  # many tokens onto a cache go wrong in it, or raise
         self.layer_types = model.config.layer_types
         self.past: Any = None  # its cache
         self.seen = 0
@@ -146,7 +163,7 @@ class TransformersTarget(TorchTarget):
         training = {}
         if call.labels is not None:
             training = {"labels": torch.from_numpy(call.labels).to(device), "output_router_logits": True}
-        with torch.no_grad(), watching(self.model, watch, names):
+        with torch.no_grad(), evaluating(self.model), watching(self.model, watch, names):
             out = self.model(
                 ids, attention_mask=mask, position_ids=positions, past_key_values=self.past, use_cache=True, **training
             )
@@ -159,13 +176,17 @@ class TransformersTarget(TorchTarget):
                 keys = self.past.layers[i].keys  # (B, G, J, d)
                 new = keys[:, :, -T:].transpose(1, 2).clone()
                 keys[:, :, -T:] = _show(f"{path}.key", new, watch).transpose(1, 2)
-        _show_losses(out, watch)
+        _show_outcome(out, watch)
 
 
-def _show_losses(out, watch: Watch) -> None:
+def _show_outcome(out, watch: Watch) -> None:
+    """Show what a call returned: its logits, and losses where it has them."""
     for name in ("aux_loss", "loss"):
         if getattr(out, name, None) is not None:
             _show(name, getattr(out, name), watch)
+    logits = getattr(out, "logits", out[0] if isinstance(out, tuple) else out)
+    if isinstance(logits, Tensor):
+        _show("logits", logits, watch)
 
 
 def open_minimax_torch(path: str | os.PathLike, dtype: str | None, device: str) -> TorchTarget:
@@ -202,4 +223,5 @@ def _is_original(path: str | os.PathLike) -> bool:
     import json
 
     with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
-        return json.load(file).get("model_type") != "minimax"
+        values = json.load(file)
+    return "attn_type_list" in values or values.get("model_type") == "MiniMaxText01"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .cache import LightningMemory, SoftmaxMemory
-from .shapes import Hidden, Mask, Positions, RouterLogits, RoutingIndices, RoutingWeights, State, Visible
+from .shapes import Hidden, Mask, Positions, RouterLogits, RoutingIndices, RoutingWeights, Visible
 
 
 class Step(NamedTuple):
@@ -70,13 +70,16 @@ class LightningSelfAttention(nn.Module):
         self.out_proj = nn.Linear(width, D, bias=False)
         self.state = nn.Identity()
 
-    def forward(self, x: Hidden, step: Step, state: State | None) -> tuple[Hidden, State]:
+    def forward(
+        self, x: Hidden, step: Step, state: Float[Tensor, "N H d e"] | None
+    ) -> tuple[Hidden, Float[Tensor, "N H d e"]]:
         config, H = self.config, self.config.num_attention_heads
         slopes = ops.decay_slopes(H, self.layer_idx, config.num_hidden_layers, config.slope_rule).to(x.device)
         q, k, v = ops.split_qkv(self.qkv_proj(x), H, config.hidden_act)  # (B, H, T, d) each
         q, k, v = (step.unpack(heads) for heads in (q, k, v))
         padding = {} if step.mask is None else {"mask": step.mask}
-        out, state = ops.lightning_attention_chunked(q, k, v, slopes, state, chunk=config.block_size, **padding)
+        chunk = min(config.block_size, 2 * config.head_dim)  # a wider one costs more inside than it saves between
+        out, state = ops.lightning_attention_chunked(q, k, v, slopes, state, chunk=chunk, **padding)
         state = self.state(state)
         y = self.norm(ops.merge_heads(step.pack(out)))  # (B, T, H·d)
         return self.out_proj(ops.output_gate(y, x, self.output_gate)), state

@@ -28,6 +28,9 @@ DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float3
 class Pretrained(nn.Module):
     """What the five models share: fresh weights, a checkpoint's, a NumPy model's, and the way back to disk."""
 
+    head: str
+    """The name that config.json calls this model by; a subclass goes by it too."""
+
     def __init__(
         self,
         config: MiniMaxConfig,
@@ -60,11 +63,6 @@ class Pretrained(nn.Module):
         self.load_state_dict(weights, assign=True)
 
     @property
-    def head(self) -> str:
-        """The name that config.json calls this model by."""
-        return type(self).__name__
-
-    @property
     def weights(self) -> dict[str, Tensor]:
         """Name → tensor, named as in ``config.parameter_shapes()``."""
         prefix = "model." if isinstance(self, MiniMaxModel) else ""
@@ -78,7 +76,7 @@ class Pretrained(nn.Module):
     @classmethod
     def from_reference(cls, model: reference.MiniMaxModel, dtype: torch.dtype | None = None, device=None, **kwargs):
         """The twin of a NumPy model: the same weights, copied."""
-        if model.head != cls.__name__:
+        if model.head != cls.head:
             raise ValueError(f"The model is a {model.head}; its twin is minimax_torch.{model.head}.")
         twin = cls(model.config, seed=None, **kwargs)
         twin._take({name: torch.tensor(x) for name, x in model.weights.items()}, dtype, check_device(device))
@@ -97,9 +95,9 @@ class Pretrained(nn.Module):
         config = MiniMaxConfig.from_pretrained(path)
         model = cls(config, seed=None, attn_implementation=attn_implementation)
         checkpoint = Checkpoint(path)
-        plan = plan_loading(checkpoint, config, cls.__name__)
+        plan = plan_loading(checkpoint, config, cls.head)
         weights: dict[str, Tensor] = {}
-        for name, shape in config.parameter_shapes(cls.__name__).items():
+        for name, shape in config.parameter_shapes(cls.head).items():
             for disk_name, where in plan[name]:
                 x = read_tensor(checkpoint, disk_name).to(device)
                 x = x if dtype is None or name.endswith("mlp.gate.weight") else x.to(dtype)
@@ -118,6 +116,8 @@ class Pretrained(nn.Module):
 
 class MiniMaxModel(Pretrained):
     """Twin of [MiniMaxModel][minimax_numpy.model.MiniMaxModel]."""
+
+    head = "MiniMaxModel"
 
     def _build(self, config: MiniMaxConfig, attn_implementation: str) -> None:
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -163,6 +163,8 @@ class MiniMaxModel(Pretrained):
 
 class MiniMaxForCausalLM(Pretrained):
     """Twin of [MiniMaxForCausalLM][minimax_numpy.model.MiniMaxForCausalLM]."""
+
+    head = "MiniMaxForCausalLM"
 
     def _build(self, config: MiniMaxConfig, attn_implementation: str) -> None:
         self.model = MiniMaxModel(config, None, attn_implementation=attn_implementation)
@@ -224,6 +226,8 @@ class MiniMaxForCausalLM(Pretrained):
 class MiniMaxForSequenceClassification(Pretrained):
     """Twin of [MiniMaxForSequenceClassification][minimax_numpy.model.MiniMaxForSequenceClassification]."""
 
+    head = "MiniMaxForSequenceClassification"
+
     def _build(self, config: MiniMaxConfig, attn_implementation: str) -> None:
         self.model = MiniMaxModel(config, None, attn_implementation=attn_implementation)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
@@ -242,6 +246,8 @@ class MiniMaxForSequenceClassification(Pretrained):
 class MiniMaxForTokenClassification(Pretrained):
     """Twin of [MiniMaxForTokenClassification][minimax_numpy.model.MiniMaxForTokenClassification]."""
 
+    head = "MiniMaxForTokenClassification"
+
     def _build(self, config: MiniMaxConfig, attn_implementation: str) -> None:
         self.model = MiniMaxModel(config, None, attn_implementation=attn_implementation)
         self.score = nn.Linear(config.hidden_size, config.num_labels)
@@ -257,6 +263,8 @@ class MiniMaxForTokenClassification(Pretrained):
 
 class MiniMaxForQuestionAnswering(Pretrained):
     """Twin of [MiniMaxForQuestionAnswering][minimax_numpy.model.MiniMaxForQuestionAnswering]."""
+
+    head = "MiniMaxForQuestionAnswering"
 
     def _build(self, config: MiniMaxConfig, attn_implementation: str) -> None:
         self.model = MiniMaxModel(config, None, attn_implementation=attn_implementation)

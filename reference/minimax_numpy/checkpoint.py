@@ -12,6 +12,8 @@ import re
 import tempfile
 from collections.abc import Collection, Iterator, KeysView, Mapping
 from contextlib import ExitStack
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,7 +104,7 @@ class Checkpoint:
             files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             if not all(isinstance(file, str) for file in files.values()):
                 raise TypeError
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(f"{index} is not an index: it should hold a weight_map of names and files.") from None
         for file in set(files.values()):
             if file in ("", ".", "..") or Path(file).name != file:
@@ -136,24 +138,38 @@ def read_header(path: Path) -> dict[str, Entry]:
             raise ValueError(
                 f"{path} is not a safetensors file, or is cut short: its header does not fit in {size} bytes."
             )
-        try:
-            header = json.loads(f.read(length))
-            header.pop("__metadata__", None)
-            entries = {}
-            for name, item in header.items():
-                start, end = item["data_offsets"]
-                shape = tuple(item["shape"])
-                kind = (STORED | INTEGERS).get(item["dtype"])
-                width = kind and np.dtype(kind).itemsize
-                if start < 0 or end < start or (width and end - start != width * int(np.prod(shape))):
-                    raise ValueError
-                if 8 + length + end > size:
-                    raise ValueError(f"{path} is cut short: {name!r} ends at byte {8 + length + end} of {size}.")
-                entries[name] = Entry(path, item["dtype"], shape, 8 + length + start, end - start)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            told = str(error) if "cut short" in str(error) else f"{path} has a damaged header; get the file again."
-            raise ValueError(told) from None
+        text = f.read(length)
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        entries = {name: _entry(path, 8 + length, item) for name, item in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{path} has a damaged header; get the file again.") from None
+    _check_places(path, entries, size)
     return entries
+
+
+def _entry(path: Path, data: int, item: dict) -> Entry:
+    """One line of a header whose tensors start at byte ``data``."""
+    start, end = item["data_offsets"]
+    shape = tuple(item["shape"])
+    kind = (STORED | INTEGERS).get(item["dtype"])
+    whole = all(type(n) is int and n >= 0 for n in (start, end, *shape))
+    if not whole or end < start or (kind and end - start != np.dtype(kind).itemsize * prod(shape)):
+        raise ValueError
+    return Entry(path, item["dtype"], shape, data + start, end - start)
+
+
+def _check_places(path: Path, entries: Mapping[str, Entry], size: int) -> None:
+    """Refuse tensors that end after their file, or that share bytes."""
+    places = sorted((entry.offset, entry.offset + entry.nbytes, name) for name, entry in entries.items())
+    for _, end, name in places:
+        if end > size:
+            raise ValueError(f"{path} is cut short: {name!r} ends at byte {end} of {size}.")
+    filled = [place for place in places if place[0] < place[1]]
+    for (_, end, name), (start, _, other) in pairwise(filled):
+        if start < end:
+            raise ValueError(f"{path} has a damaged header: {name!r} and {other!r} share bytes; get the file again.")
 
 
 def all_finite(x: np.ndarray) -> bool:
@@ -164,7 +180,7 @@ def all_finite(x: np.ndarray) -> bool:
 def _read_bits(name: str, entry: Entry, types: Mapping[str, type]) -> np.ndarray:
     if entry.dtype not in types:
         raise ValueError(f"{name!r} in {entry.file} has type {entry.dtype}; this project reads {', '.join(types)}.")
-    count = int(np.prod(entry.shape))
+    count = prod(entry.shape)
     return np.fromfile(entry.file, types[entry.dtype], count, offset=entry.offset).reshape(entry.shape)
 
 

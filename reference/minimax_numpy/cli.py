@@ -4,6 +4,7 @@ Exit status: 0 the same (or done), 1 different, 2 bad input, told in one sentenc
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,10 +30,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     options = parser().parse_args(arguments)
     try:
+        if os.getcwd() not in sys.path:  # as python -m has it, so that --against finds a module that lies here
+            sys.path.insert(0, os.getcwd())
+        check_options(options)
         return options.run(options)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"minimax-twin: {error}", file=sys.stderr)
+    except Exception as error:  # a traceback would exit 1, which says "different"
+        print(f"minimax-twin: {sentence(error)}", file=sys.stderr)
         return BAD_INPUT
+
+
+def sentence(error: Exception) -> str:
+    """The first line of an error; one that nobody foresaw is told with its type."""
+    told = (str(error).splitlines() or ["no message"])[0]
+    foreseen = isinstance(error, ValueError | OSError | ImportError) and str(error)
+    return told if foreseen else f"{type(error).__name__}: {told}"
+
+
+def check_options(options) -> None:
+    """Refuse before the run what could not be used after it: a negative seed, files that cannot be written."""
+    given = vars(options)
+    if given.get("seed", 0) < 0:
+        raise ValueError(f"--seed is {options.seed}; it must be 0 or more.")
+    for option in ("json", "plot"):
+        if file := given.get(option):
+            check_target(file, f"--{option}")
+    if given.get("plot"):
+        if options.plot.suffix not in (".svg", ".png"):
+            raise ValueError(f"--plot is {str(options.plot)!r}; plots are written as .svg or .png.")
+        optional("matplotlib", "notebooks")
+
+
+def check_target(file: Path, option: str) -> None:
+    """A file can be written only where its folder is, and not over a folder."""
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"{option} is {str(file)!r}; there is no folder {file.parent}, so make it first.")
+    if file.is_dir():
+        raise IsADirectoryError(f"{option} is {str(file)!r}, which is a folder; give a file.")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--dtype", choices=DTYPES, help="what the other side computes in")
     sub.add_argument("--device", default="cpu", help="where a torch target runs")
-    sub.add_argument("--length", type=int, default=130, help="tokens of the prefill")
+    sub.add_argument("--length", type=int, help="tokens of the prefill; by default 130, or two blocks and two")
     sub.add_argument("--decode", type=int, default=4, help="tokens one by one after it")
     sub.add_argument("--layers", metavar="3,7", help="only the parts of these layers")
     sub.add_argument("--seed", type=int, default=0)
@@ -132,7 +165,7 @@ def run_crosscheck(options) -> int:
         name = options.against if options.against != "minimax_torch" else f"minimax_torch.ops:{options.op}"
         report = check_op(options.op, load_object(name), dtype=options.dtype or "float64", seed=options.seed)
     else:
-        layers = numbers(options.layers, "--layers") if options.layers else None
+        layers = None if options.layers is None else numbers(options.layers, "--layers")
         report = crosscheck(
             options.checkpoint, options.against, dtype=options.dtype, length=options.length, decode=options.decode,
             layers=layers, seed=options.seed, device=options.device,
@@ -204,11 +237,13 @@ def run_bench(options) -> int:
 
 
 def numbers(text: str, option: str) -> list[int]:
-    """Whole numbers separated by commas."""
+    """Whole numbers separated by commas, as NumPy holds them."""
     try:
-        return [int(part) for part in text.split(",")]
+        return np.array([int(part) for part in text.split(",")], np.int64).tolist()
     except ValueError:
         raise ValueError(f"{option} is {text!r}; give whole numbers separated by commas.") from None
+    except OverflowError:
+        raise ValueError(f"{option} is {text!r}; it holds a number of more than 64 bits.") from None
 
 
 if __name__ == "__main__":

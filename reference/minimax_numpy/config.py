@@ -8,8 +8,8 @@ does not know.
 
 import dataclasses
 import json
-import math
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ class MiniMaxConfig:
     eos_token_id: int | tuple[int, ...] | None = 200_020
 
     def __post_init__(self):
-        object.__setattr__(self, "layer_types", tuple(self.layer_types))
+        object.__setattr__(self, "layer_types", _listed("layer_types", self.layer_types))
         if isinstance(self.eos_token_id, list):
             object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
         _check(self)
@@ -165,7 +165,7 @@ class MiniMaxConfig:
             raise FileNotFoundError(f"There is no {file}; give a config.json or a folder that holds one.")
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} is not valid JSON ({error}); is it complete?") from None
         if not isinstance(values, dict):
             raise ValueError(
@@ -186,10 +186,17 @@ class MiniMaxConfig:
         fields["layer_types"] = _layer_types(values)
         _fill_derived(fields, values, original)
         if values.get("id2label") and "num_labels" not in values:
-            fields["num_labels"] = len(values["id2label"])
+            fields["num_labels"] = len(_mapping("id2label", values["id2label"]))
         for token in ("pad_token_id", "bos_token_id", "eos_token_id"):
             if original or token in values:  # null is a value of its own here
                 fields[token] = values.get(token)
+        if fields.get("pad_token_id") == -1:  # how files of other projects say that there is none
+            fields["pad_token_id"] = None
+        for field in dataclasses.fields(cls):
+            if field.type is float and isinstance(fields.get(field.name), int):
+                fields[field.name] = float(fields[field.name])
+        if isinstance(fields.get("eos_token_id"), list):
+            fields["eos_token_id"] = tuple(fields["eos_token_id"])
         return cls(**fields)
 
     def to_dict(self, head: str = "MiniMaxForCausalLM") -> dict:
@@ -243,31 +250,32 @@ class MiniMaxConfig:
 
 def _layer_types(values: dict) -> tuple[str, ...]:
     """The kind of each layer, from whichever key the file has."""
+    stated = values.get("num_hidden_layers")
+    if stated is not None:
+        _check_whole("num_hidden_layers", stated, 1)
     if values.get("attn_type_list") is not None:
-        names = {0: LIGHTNING, 1: SOFTMAX}
-        unknown = [kind for kind in values["attn_type_list"] if kind not in names]
+        numbers = _listed("attn_type_list", values["attn_type_list"])
+        unknown = [kind for kind in numbers if kind not in (0, 1)]
         if unknown:
             raise ValueError(f"attn_type_list holds {unknown[0]!r}; 0 is a lightning layer and 1 a softmax layer.")
-        kinds = tuple(names[kind] for kind in values["attn_type_list"])
+        kinds = tuple(SOFTMAX if kind else LIGHTNING for kind in numbers)
     elif values.get("layer_types") is not None:
-        kinds = tuple(values["layer_types"])
-    elif "num_hidden_layers" in values:
+        kinds = _listed("layer_types", values["layer_types"])
+    elif stated is not None:
         if values.get("model_type") == "MiniMaxText01":
             raise ValueError("attn_type_list is missing; list 0 (lightning) or 1 (softmax) for each layer.")
-        kinds = ((SOFTMAX, LIGHTNING) * values["num_hidden_layers"])[
-            : values["num_hidden_layers"]
-        ]  # transformers' default
+        kinds = ((SOFTMAX, LIGHTNING) * stated)[:stated]  # transformers' default
     else:
         raise ValueError("Neither layer_types nor attn_type_list is given; name the kind of every layer.")
-    stated = values.get("num_hidden_layers", len(kinds))
-    if stated != len(kinds):
+    if stated not in (None, len(kinds)):
         raise ValueError(f"num_hidden_layers is {stated} but {len(kinds)} layers are listed; make them agree.")
     return kinds
 
 
 def _fill_derived(fields: dict, values: dict, original: bool) -> None:
     """Fill in what a file may leave out: head_dim, key/value heads, rotary_dim, base and slope rule."""
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    key = "rope_parameters" if values.get("rope_parameters") else "rope_scaling"
+    rope = _mapping(key, values.get(key) or {})
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         raise ValueError(f"rope_type is {rope.get('rope_type', rope.get('type'))!r}; this model has plain rotary only.")
     if original:
@@ -285,33 +293,25 @@ def _fill_derived(fields: dict, values: dict, original: bool) -> None:
         fields.setdefault("postnorm", False)
     elif "num_key_value_heads" in values and values["num_key_value_heads"] is None:
         fields["num_key_value_heads"] = fields["num_attention_heads"]
-    if values.get("head_dim") is None and fields["num_attention_heads"]:
+    if values.get("head_dim") is None:
+        for name in ("hidden_size", "num_attention_heads"):
+            _check_whole(name, fields[name], 1)
         fields["head_dim"] = fields["hidden_size"] // fields["num_attention_heads"]
-    fields["rope_theta"] = float(rope.get("rope_theta", values.get("rope_theta", 1e7 if original else 1e6)))
+    theta = rope.get("rope_theta", values.get("rope_theta", 1e7 if original else 1e6))
+    _check_number("rope_theta", theta)
+    fields["rope_theta"] = float(theta)
     if values.get("rotary_dim") is None:
         share = values.get("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0))
+        _check_number("partial_rotary_factor", share)
+        _check_whole("head_dim", fields["head_dim"], 1)
         fields["rotary_dim"] = int(fields["head_dim"] * share)
     fields.setdefault("slope_rule", "original" if original else "transformers")
 
 
 def _check(c: MiniMaxConfig) -> None:
-    """Refuse numbers that cannot make a model, in one sentence."""
-    least = dict.fromkeys(_SIZES, 1) | {"shared_intermediate_size": 0, "rotary_dim": 0}
-    if c.sliding_window is not None:  # a query sees at least itself
-        least["sliding_window"] = 1
-    for name, smallest in least.items():
-        value = getattr(c, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
-            raise ValueError(f"{name} is {value!r}; it must be a whole number, at least {smallest}.")
-    for name in _FACTORS:
-        value = getattr(c, name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise ValueError(f"{name} is {value!r}; it must be a number.")
-    for name in ("rms_norm_eps", "rope_theta"):
-        if getattr(c, name) <= 0:
-            raise ValueError(f"{name} is {getattr(c, name)!r}; it must be above 0.")
-    if c.router_jitter_noise < 0:
-        raise ValueError(f"router_jitter_noise is {c.router_jitter_noise}; it must be 0 (none) or more.")
+    """Refuse values that cannot make a model, in one sentence."""
+    _check_values(c)
+    _check_tokens(c)
     if not c.layer_types:
         raise ValueError("layer_types is empty; a model has at least one layer.")
     for kind in c.layer_types:
@@ -328,7 +328,65 @@ def _check(c: MiniMaxConfig) -> None:
         )
     if c.rotary_dim % 2 or c.rotary_dim > c.head_dim:
         raise ValueError(f"rotary_dim is {c.rotary_dim}; it must be even, and at most head_dim ({c.head_dim}).")
+
+
+def _check_values(c: MiniMaxConfig) -> None:
+    """Each value by itself: sizes, factors, flags, names."""
+    least = dict.fromkeys(_SIZES, 1) | {"shared_intermediate_size": 0, "rotary_dim": 0}
+    if c.sliding_window is not None:  # a query sees at least itself
+        least["sliding_window"] = 1
+    for name, smallest in least.items():
+        _check_whole(name, getattr(c, name), smallest)
+    for name in _FACTORS:
+        _check_number(name, getattr(c, name))
+    for name in ("rms_norm_eps", "rope_theta"):
+        if getattr(c, name) <= 0:
+            raise ValueError(f"{name} is {getattr(c, name)!r}; it must be above 0.")
+    if c.router_jitter_noise < 0:
+        raise ValueError(f"router_jitter_noise is {c.router_jitter_noise}; it must be 0 (none) or more.")
+    for name in ("postnorm", "tie_word_embeddings"):
+        if not isinstance(getattr(c, name), bool):
+            raise ValueError(f"{name} is {getattr(c, name)!r}; it must be true or false.")
     if c.hidden_act not in ("silu", "gelu"):
         raise ValueError(f"hidden_act is {c.hidden_act!r}; this model knows 'silu' and 'gelu'.")
     if c.slope_rule not in ("original", "transformers"):
         raise ValueError(f"slope_rule is {c.slope_rule!r}; there are 'original' and 'transformers'.")
+
+
+def _check_tokens(c: MiniMaxConfig) -> None:
+    """Ids from 0, or None; only a pad is ever shown to the model, so only it must be in the vocabulary."""
+    stops = () if c.eos_token_id is None else c.eos_token_id
+    if not all(_is_whole(stop, 0) for stop in (stops if isinstance(stops, tuple) else (stops,))):
+        raise ValueError(f"eos_token_id is {c.eos_token_id!r}; it must be an id from 0, several of them, or null.")
+    for name in ("pad_token_id", "bos_token_id"):
+        if getattr(c, name) is not None:
+            _check_whole(name, getattr(c, name), 0)
+    if c.pad_token_id is not None and c.pad_token_id >= c.vocab_size:
+        raise ValueError(f"pad_token_id is {c.pad_token_id}; it must be below vocab_size ({c.vocab_size}).")
+
+
+def _is_whole(value: Any, smallest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= smallest
+
+
+def _check_whole(name: str, value: Any, smallest: int) -> None:
+    if not _is_whole(value, smallest):
+        raise ValueError(f"{name} is {value!r}; it must be a whole number, at least {smallest}.")
+
+
+def _check_number(name: str, value: Any) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not abs(value) <= sys.float_info.max:  # NaN is not, either
+        raise ValueError(f"{name} is {value!r}; it must be a number.")
+
+
+def _listed(name: str, value: Any) -> tuple:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{name} is {value!r}; it must be a list, one entry a layer.")
+    return tuple(value)
+
+
+def _mapping(name: str, value: Any) -> dict:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {value!r}; it must hold keys and values.")
+    return value

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import prod
 
-from .config import LIGHTNING, MiniMaxConfig
+from .config import LIGHTNING, SOFTMAX, MiniMaxConfig
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Counts:
 
 
 def count(config: MiniMaxConfig, length: int = 1) -> Counts:
-    """Count a model; ``length`` is the number of tokens before the one whose FLOPs are counted, itself included."""
+    """Count a model; ``length`` tokens are in the cache, the one whose FLOPs are counted among them."""
     shapes = {name: prod(shape) for name, shape in config.parameter_shapes().items()}
     kinds = config.layer_types
 
@@ -57,7 +57,7 @@ def count(config: MiniMaxConfig, length: int = 1) -> Counts:
         embedding=embedding,
         head=head,
         lightning_layer=one(LIGHTNING),
-        softmax_layer=one("full_attention"),
+        softmax_layer=one(SOFTMAX),
         expert=expert,
         router=router,
         bytes_bf16=2 * total + 2 * router * len(kinds),

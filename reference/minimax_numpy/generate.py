@@ -52,7 +52,8 @@ def generate(
         return input_ids
     eos = config.eos_token_id if eos_token_id is None else eos_token_id
     stops = np.atleast_1d(() if eos is None else eos)
-    pad = config.pad_token_id if config.pad_token_id is not None else (stops[0] if len(stops) else 0)
+    known = stops[(stops >= 0) & (stops < config.vocab_size)]  # a pad is shown to the model, if behind a mask
+    pad = config.pad_token_id if config.pad_token_id is not None else (known[0] if len(known) else 0)
 
     order = np.argsort(mask, axis=1, kind="stable")  # real tokens to the right, so the last column is real
     logits = step(np.take_along_axis(input_ids, order, axis=1), np.take_along_axis(mask, order, axis=1))

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from . import ops
 from .cache import LightningMemory, SoftmaxMemory
 from .config import MiniMaxConfig
-from .shapes import Hidden, Mask, Positions, RouterLogits, State, Visible
+from .shapes import Hidden, Mask, Positions, RouterLogits, Visible
 from .trace import record
 
 
@@ -68,8 +68,8 @@ class Step(NamedTuple):
 
 
 def lightning_self_attention(
-    w: Weights, x: Hidden, config: MiniMaxConfig, layer_idx: int, step: Step, state: State | None
-) -> tuple[Hidden, State]:
+    w: Weights, x: Hidden, config: MiniMaxConfig, layer_idx: int, step: Step, state: Float[np.ndarray, "N H d e"] | None
+) -> tuple[Hidden, Float[np.ndarray, "N H d e"]]:
     r"""Lightning attention with its projections, its norm and its gate.
 
     $$\bigl(\sigma(x W_g^\top) \odot \mathrm{RMSNorm}(o)\bigr)\, W_o^\top$$
@@ -79,7 +79,8 @@ def lightning_self_attention(
     q, k, v = ops.split_qkv(w.linear("qkv_proj", x), H, config.hidden_act)  # (B, H, T, d) each
     q, k, v = (step.unpack(heads) for heads in (q, k, v))
     padding = {} if step.mask is None else {"mask": step.mask}
-    out, state = ops.lightning_attention_chunked(q, k, v, slopes, state, chunk=config.block_size, **padding)
+    chunk = min(config.block_size, 2 * config.head_dim)  # a wider one costs more inside than it saves between
+    out, state = ops.lightning_attention_chunked(q, k, v, slopes, state, chunk=chunk, **padding)
     state = w.record("state", state)
     out = w.record("norm.input", ops.merge_heads(step.pack(out)))  # (B, T, H·d)
     y = w.record("norm", ops.inner_norm(out, w["norm.weight"]))

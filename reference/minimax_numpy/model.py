@@ -57,16 +57,14 @@ class MiniMaxModel:
     documents start and end, in a single row. Raises ValueError, one sentence long, on input that does not fit.
     """
 
+    head = "MiniMaxModel"
+    """The name that config.json calls this model by; a subclass goes by it too."""
+
     def __init__(self, config: MiniMaxConfig, seed: int = 0, dtype=np.float32, weights: dict | None = None):
         self.config, self.dtype = config, np.dtype(dtype)
         if self.dtype.name not in DTYPES:
             raise ValueError(f"dtype is {self.dtype.name!r}; NumPy models are {', '.join(DTYPES)}.")
         self.weights: dict[str, np.ndarray] = weights or fresh_weights(config, self.head, seed, self.dtype)
-
-    @property
-    def head(self) -> str:
-        """The name that config.json calls this model by."""
-        return type(self).__name__
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike, dtype=None):
@@ -76,7 +74,7 @@ class MiniMaxModel:
         FileNotFoundError or ValueError, naming the tensor or file, where the folder does not hold this model.
         """
         config = MiniMaxConfig.from_pretrained(path)
-        weights = load_weights(path, config, cls.__name__, None if dtype is None else np.dtype(dtype))
+        weights = load_weights(path, config, cls.head, None if dtype is None else np.dtype(dtype))
         return cls(config, dtype=weights["model.embed_tokens.weight"].dtype, weights=weights)
 
     def save_pretrained(self, path: str | os.PathLike, max_shard_bytes: int = 5 * 10**9) -> None:
@@ -149,6 +147,8 @@ class MiniMaxForCausalLM(MiniMaxModel):
     positions only, 0 all. With ``output_router_logits`` the balance loss is added to the loss.
     """
 
+    head = "MiniMaxForCausalLM"
+
     def __call__(self, input_ids=None, attention_mask=None, *, labels=None, logits_to_keep: int = 0, **inputs):
         r"""Score the next token: $\mathrm{logits} = \mathrm{RMSNorm}(x)\,W_\text{head}^\top$, (B, T, V).
 
@@ -196,6 +196,8 @@ class MiniMaxForCausalLM(MiniMaxModel):
 class MiniMaxForSequenceClassification(MiniMaxModel):
     """One answer a row, read at its rightmost real token; one a document in a packed row."""
 
+    head = "MiniMaxForSequenceClassification"
+
     def __call__(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
         """Read one answer a row: logits (B, labels). ``inputs`` are those of `MiniMaxModel`."""
         check_labels(self.head, self.config, labels, input_ids, **inputs)
@@ -210,6 +212,8 @@ class MiniMaxForSequenceClassification(MiniMaxModel):
 class MiniMaxForTokenClassification(MiniMaxModel):
     """One answer a token."""
 
+    head = "MiniMaxForTokenClassification"
+
     def __call__(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
         """Read one answer a token: logits (B, T, labels). ``inputs`` are those of `MiniMaxModel`."""
         check_labels(self.head, self.config, labels, input_ids, **inputs)
@@ -221,6 +225,8 @@ class MiniMaxForTokenClassification(MiniMaxModel):
 
 class MiniMaxForQuestionAnswering(MiniMaxModel):
     """Where an answer starts and where it ends: logits [B, T, 2]. ``labels`` [B, 2] are the two positions."""
+
+    head = "MiniMaxForQuestionAnswering"
 
     def __call__(self, input_ids=None, attention_mask=None, *, labels=None, **inputs):
         """Read where an answer starts and ends: logits (B, T, 2). ``inputs`` are those of `MiniMaxModel`."""

@@ -73,11 +73,15 @@ def test_generate_is_the_same_in_both(capsys):
         ("inspect", TINY, "--length", 0),
         ("generate", "--ids", "1,x"),
         ("generate", "--ids", "1,999"),
+        ("generate", "--ids", "9" * 20),
         ("generate", "--ids", "1", "--max-new-tokens", -1),
         ("generate", "--ids", "1", "--twin", "--device", "cuda:99"),
         ("crosscheck", "--device", "nonsense"),
         ("crosscheck", "--layers", "a"),
         ("crosscheck", "--layers", "99"),
+        ("crosscheck", "--layers", ""),
+        ("crosscheck", "--seed", -1),
+        ("golden", "somewhere", "--op", "silu", "--seed", -1),
         ("crosscheck", "--length", 0),
         ("crosscheck", "--against", "nothing.safetensors"),
         ("crosscheck", "--against", "no.such.module:f"),
@@ -96,6 +100,41 @@ def test_bad_input_is_told_in_one_sentence(arguments, capsys, tmp_path, monkeypa
     told = capsys.readouterr().err
     assert told.startswith("minimax-twin: ") and len(told.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "option, file", [("--json", "no/x.json"), ("--json", "."), ("--plot", "no/x.svg"), ("--plot", "x.pdf")]
+)
+def test_a_report_that_cannot_be_written_is_refused_before_the_run(option, file, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("minimax_numpy.cli.crosscheck", pytest.fail)
+    assert run("crosscheck", option, file) == 2
+    assert capsys.readouterr().err.startswith(f"minimax-twin: {option} is '{file}'")
+
+
+@pytest.mark.parametrize(
+    "error, told", [(KeyError("x"), "KeyError: 'x'"), (ValueError("a\nb"), "a"), (OSError(), "OSError: no message")]
+)
+def test_no_error_is_taken_for_a_difference(error, told, capsys, monkeypatch):
+    """Exit status 1 says "different"; a traceback would say so too."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("minimax_numpy.cli.describe", fail)
+    assert run("inspect") == 2
+    assert capsys.readouterr().err == f"minimax-twin: {told}\n"
+
+
+def test_a_module_in_the_current_folder_is_found(tmp_path):
+    """By the installed command, as in README: no PYTHONPATH is needed."""
+    (tmp_path / "my_port.py").write_text(
+        "from minimax_torch import MiniMaxForCausalLM\nload = MiniMaxForCausalLM.from_pretrained\n"
+    )
+    command = "import sys; sys.path.remove(''); from minimax_numpy.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ("crosscheck", "--against", "my_port:load", "--length", "8", "--decode", "1")
+    done = subprocess.run([sys.executable, "-c", command, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("against", ["minimax_torch", "transformers"])

@@ -1,8 +1,10 @@
 """The cross-check itself: what it takes, what it says, and that it does not look away."""
 
 import json
+import sys
 from types import SimpleNamespace
 
+import minimax_torch
 import numpy as np
 import pytest
 import torch
@@ -32,7 +34,7 @@ def recorded(truth) -> dict[str, np.ndarray]:
 def test_the_twin_of_the_shipped_model_is_the_same_in_float64():
     report = crosscheck(TINY, "minimax_torch")
     report.raise_if_different()
-    assert {row.phase for row in report.rows} == {"prefill", "decode", "padded"}
+    assert {row.phase for row in report.rows} == {"prefill", "decode", "continued", "padded", "packed"}
     assert not [row.part for row in report.rows if row.verdict == "missing"]
     assert all(row.free is not None for row in report.rows if not row.part.endswith(".indices"))
 
@@ -97,7 +99,7 @@ def test_original_names_and_token_major_parts_line_up(truth, recorded):
 
     report = crosscheck(truth, port, dtype="float64")
     report.raise_if_different()
-    assert "missing" not in {row.verdict for row in report.rows if "loss" not in row.part}
+    assert "missing" not in {row.verdict for row in report.rows if "model." in row.part}
 
 
 def test_a_wrong_shape_is_told(truth):
@@ -188,6 +190,75 @@ def test_a_kernel_that_fails_on_some_case_is_told_which():
     assert set(told) == {"one token onto a state", "one token"}
 
 
+def test_what_a_call_returns_is_judged_and_not_only_its_modules(truth):
+    class Negated(Twin):
+        def forward(self, *arguments, **inputs):
+            out = super().forward(*arguments, **inputs)
+            out.logits = -out.logits
+            return out
+
+    report = crosscheck(truth, Negated.from_reference(truth), length=9, decode=1)
+    assert report.first == "logits"
+
+
+def test_lengths_of_rows_are_judged(truth, monkeypatch):
+    """Padding that counts as tokens leaves every part right, and the next call wrong."""
+    twin = Twin.from_reference(truth)
+    plan = minimax_torch.model.plan_step
+
+    def counts_padding(config, shape, mask, position_ids, lengths, cu_seqlens):
+        step, new = plan(config, shape, mask, position_ids, lengths, cu_seqlens)
+        return step, lengths + shape[1] if mask is not None and cu_seqlens is None else new
+
+    monkeypatch.setattr(minimax_torch.model, "plan_step", counts_padding)
+    report = crosscheck(truth, twin, length=20, decode=1)
+    assert "cache.lengths" in {row.part for row in report.rows if row.wrong}
+
+
+def test_many_tokens_onto_a_cache_are_judged(truth):
+    """A causal mask laid in the upper left corner is right for a prefill and wrong for all that continues it."""
+    right = minimax_torch.ops.softmax_attention
+
+    def upper_left(q, k, v, visible=None):
+        T, J = q.shape[2], k.shape[2]
+        if visible is None and 1 < T < J:
+            visible = torch.ones(T, J, dtype=torch.bool).tril().expand(len(q), T, J)
+        return right(q, k, v, visible)
+
+    with minimax_torch.ops.using(softmax_attention=upper_left):
+        report = crosscheck(truth, Twin.from_reference(truth), length=20, decode=1)
+    assert {row.phase for row in report.rows if row.wrong} == {"continued"}
+
+
+def test_experts_that_tie_are_no_difference(truth):
+    """Two equal rows of a router: whichever expert wins when the model runs alone, it is not wrong."""
+    weights = dict(truth.weights)
+    gate = weights["model.layers.0.mlp.gate.weight"].copy()
+    gate[3] = gate[5] = gate[1]
+    weights["model.layers.0.mlp.gate.weight"] = gate
+    tied = MiniMaxForCausalLM(truth.config, dtype=np.float64, weights=weights)
+    crosscheck(tied, Twin.from_reference(tied)).raise_if_different()
+
+
+def test_the_model_that_is_judged_stays_as_it_was(truth):
+    twin = Twin.from_reference(truth).train()
+    crosscheck(truth, twin, length=5, decode=0)
+    assert twin.training
+
+
+def test_a_port_without_logits_proves_nothing(truth):
+    report = crosscheck(truth, lambda ids: {"model.embed_tokens": truth.weights["model.embed_tokens.weight"][ids]})
+    assert not report.ok and "lm_head is missing" in str(report)
+
+
+def test_a_port_that_writes_into_its_ids_is_not_excused(truth):
+    def scribbles(ids):
+        ids[:] = 0
+        return {"lm_head": np.random.default_rng(0).standard_normal((*ids.shape, 256))}
+
+    assert not crosscheck(truth, scribbles).ok
+
+
 def test_a_port_that_fails_is_told_whose_and_where(truth):
     class Broken(torch.nn.Module):
         def __init__(self):
@@ -198,13 +269,13 @@ def test_a_port_that_fails_is_told_whose_and_where(truth):
         def forward(self, ids):
             return self.model.layers[0](ids)
 
-    for broken in (Broken(), lambda ids: ids["no"]):
+    for broken in (Broken(), lambda ids: ids["no"], lambda ids: sys.exit(0)):
         with pytest.raises(ValueError, match="failed with .* line ") as told:
             crosscheck(truth, broken)
         assert "\n" not in str(told.value)
 
 
-def test_bad_questions_get_one_sentence(truth):
+def test_bad_questions_get_one_sentence(truth, unchecked):
     for question in (
         lambda: crosscheck(truth, Twin.from_reference(truth), dtype="float8"),
         lambda: crosscheck(truth, Twin.from_reference(truth), length=0),

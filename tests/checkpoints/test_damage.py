@@ -136,13 +136,28 @@ def test_a_file_cut_short(side, left, folder):
         b'{"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
         b'{"x": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}',
         b'{"x": {"dtype": "F32", "shape": "2", "data_offsets": [0, 8]}}',
+        b'{"x": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}}',
+        b'{"x": {"dtype": "F32", "shape": [-1, -2], "data_offsets": [0, 8]}}',
+        b'{"x": {"dtype": "F32", "shape": [2], "data_offsets": [0.0, 8]}}',
+        b"[" * 200_000,
         b"\xff\xfe\x00",
     ],
+    ids=lambda header: header[:60].decode(errors="replace"),
 )
 def test_a_corrupt_header(side, header, folder):
     file = folder / "model.safetensors"
     file.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 64)
     assert_refused(side, folder, "model.safetensors")
+
+
+@both
+def test_tensors_that_share_bytes(side, folder):
+    """Eight bytes each, four of them the same; an empty tensor in between takes none."""
+    places = {"a": [0, 8], "empty": [4, 4], "b": [4, 12]}
+    lines = {name: {"dtype": "F32", "shape": [(y - x) // 4], "data_offsets": [x, y]} for name, (x, y) in places.items()}
+    header = json.dumps(lines).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 64)
+    assert_refused(side, folder, "model.safetensors", "'a' and 'b' share bytes")
 
 
 @both
@@ -176,7 +191,7 @@ def test_an_index_of_another_model(side, shards):
 
 
 @both
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"x": 3}}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"x": 3}}', "[" * 200_000])
 def test_an_index_that_is_none(side, text, shards):
     (shards / INDEX).write_text(text)
     assert_refused(side, shards, INDEX)

@@ -40,6 +40,28 @@ def test_the_safetensors_library_reads_what_we_write(side, head, tmp_path):
         assert file.metadata()["format"] == "pt"  # transformers asks for it
 
 
+@both
+def test_a_subclass_is_saved_as_what_it_is(side, tmp_path):
+    """Under the name that everybody knows, its head with it; and it reads that again."""
+
+    class Mine(side.package.MiniMaxForCausalLM):
+        pass
+
+    model = Mine(CONFIG)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["MiniMaxForCausalLM"]
+    back = Mine.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(array(back.weights["lm_head.weight"]), array(model.weights["lm_head.weight"]))
+    assert NUMPY.package.MiniMaxForCausalLM.from_pretrained(tmp_path).head == Mine.head == "MiniMaxForCausalLM"
+
+
+def test_a_twin_may_be_a_subclass():
+    class Mine(TORCH.package.MiniMaxForCausalLM):
+        pass
+
+    assert Mine.from_reference(lively(CONFIG)).head == "MiniMaxForCausalLM"
+
+
 def test_names_on_disk_are_the_releases():
     """Spelled out, for one layer of each kind."""
     names = [disk for name, shape in CONFIG.parameter_shapes().items() for disk, _ in pieces(name, shape)]

@@ -186,9 +186,14 @@ BAD = {
     "hidden_act": ["relu", None],
     "slope_rule": ["alibi"],
     "sliding_window": [0, -1, 4.5, "4"],
-    "layer_types": [(), ("attention",), "full_attention"],
+    "layer_types": [(), ("attention",), "full_attention", 5],
     "mlp_alpha_factor": ["2", float("nan"), None],
     "router_jitter_noise": [-0.1, "0"],
+    "postnorm": ["false", 0, None],
+    "tie_word_embeddings": ["no", 1],
+    "eos_token_id": [-1, "2", True, 2.0, (2, "3"), (2, None), (2, -1)],
+    "pad_token_id": [-1, "0", 256, True],
+    "bos_token_id": [-1, "1", [1]],
 }
 
 
@@ -211,6 +216,20 @@ def test_a_bad_number_gets_one_sentence(name, value):
         ({"vocab_size": None}, "vocab_size"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn'"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "'llama3'"),
+        ({"rope_parameters": [1]}, "rope_parameters is [1]"),
+        ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'"),
+        ({"rope_parameters": {"rope_theta": None}}, "rope_theta is None"),
+        ({"rope_parameters": {"rope_theta": "1e6"}}, "rope_theta is '1e6'"),
+        ({"rope_theta": 10**400}, "rope_theta"),
+        ({"rotary_dim": None, "partial_rotary_factor": "0.5"}, "partial_rotary_factor is '0.5'"),
+        ({"attn_type_list": 7}, "attn_type_list is 7"),
+        ({"attn_type_list": [[0]]}, "attn_type_list holds [0]"),
+        ({"attn_type_list": None, "layer_types": 5}, "layer_types is 5"),
+        ({"num_hidden_layers": "80"}, "num_hidden_layers is '80'"),
+        ({"attn_type_list": None, "num_hidden_layers": "80"}, "num_hidden_layers is '80'"),
+        ({"head_dim": None, "hidden_size": "32"}, "hidden_size is '32'"),
+        ({"head_dim": None, "num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"id2label": 3}, "id2label is 3"),
     ],
     ids=str,
 )
@@ -223,7 +242,18 @@ def test_a_bad_file_gets_one_sentence(change, fragment):
     assert_one_sentence(said.value, fragment)
 
 
-@pytest.mark.parametrize("text, fragment", [('{"model_type": ', "valid JSON"), ("[1, 2]", "list"), ("", "valid JSON")])
+def test_a_pad_of_minus_one_is_none_in_a_file():
+    """Other projects write it so; said in code it is a mistake. A stop may lie outside a vocabulary cut short."""
+    values = {"model_type": "minimax", "num_hidden_layers": 2, "pad_token_id": -1}
+    assert MiniMaxConfig.from_dict(values).pad_token_id is None
+    assert small(eos_token_id=200_020).eos_token_id == 200_020
+
+
+@pytest.mark.parametrize(
+    "text, fragment",
+    [('{"model_type": ', "valid JSON"), ("[1, 2]", "list"), ("", "valid JSON"), ("[" * 200_000, "valid JSON")],
+    ids=["cut short", "a list", "empty", "nested without end"],
+)
 def test_a_file_that_is_no_configuration(text, fragment, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError) as said:

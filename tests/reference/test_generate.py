@@ -79,6 +79,16 @@ def test_without_a_pad_token_the_stop_pads(side):
 
 
 @both
+def test_a_stop_outside_the_vocabulary_is_no_pad(side):
+    """The first stop that the model knows pads in its place."""
+    model = lively(replace(CONFIG, pad_token_id=None))
+    ids = prompts(CONFIG, 3, 5)
+    stop = int(generate(side, ids, model=model, max_new_tokens=1)[0, 5])
+    got = generate(side, ids, model=model, max_new_tokens=9, eos_token_id=(200_020, stop))
+    assert set(got[0, 5:].tolist()) == {stop}
+
+
+@both
 def test_a_cache_goes_on_where_it_stopped(side):
     """Ten tokens at once are five and then five: the cache has seen all but the last token, which is shown next."""
     ids = prompts(CONFIG, 2, 6)

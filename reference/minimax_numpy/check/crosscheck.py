@@ -32,7 +32,7 @@ def crosscheck(
     other: Any = "minimax_torch",
     *,
     dtype: str | None = None,
-    length: int = 130,
+    length: int | None = None,
     decode: int = 4,
     layers: Collection[int] | None = None,
     seed: int = 0,
@@ -52,7 +52,7 @@ def crosscheck(
         What the other side computes in, and is judged by. ``None``: float64 for a twin, what the weights of a
         torch module are in, float32 for the others.
     length, decode : int
-        Tokens of the prefill, and then one by one.
+        Tokens of the prefill, by default 130 or two blocks and two more, and then one by one.
     layers : collection of int, optional
         Compare the parts of these layers only.
     seed : int
@@ -64,7 +64,7 @@ def crosscheck(
     """
     if dtype is not None and dtype not in UNIT_ROUNDOFF:
         raise ValueError(f"dtype is {dtype!r}; there are {', '.join(UNIT_ROUNDOFF)}.")
-    if length < 1 or decode < 0:
+    if length is not None and length < 1 or decode < 0:
         raise ValueError(f"length is {length} and decode {decode}; a prefill has at least one token, decode 0 or more.")
     path = None if isinstance(truth, MiniMaxForCausalLM) else truth
     exact = _as_float64(truth)
@@ -74,11 +74,15 @@ def crosscheck(
     target = as_target(other, path, dtype, device)
     dtype = dtype or getattr(target, "dtype", None) or ("float64" if isinstance(target, NumpyTarget) else "float32")
 
+    length = max(130, 2 * exact.config.block_size + 2) if length is None else length
     calls = list(plan_calls(exact.config, target, length, decode, seed))
     runs = Runs(exact, target, dtype, calls)
     report = Report(_title(exact, target, dtype, length, decode), notes=list(_notes(target)))
     for phase in dict.fromkeys(call.phase for call in calls):
         report.rows += judge_phase(runs, phase, layers)
+    outcome = [row for row in report.rows if row.part in ("lm_head", "logits")]
+    if outcome and all(row.verdict == MISSING for row in outcome):
+        report.lacking = "lm_head"
     if report.first:
         report.looks_like, report.cure = nearest_defect(runs, report.rows)
     return report
@@ -156,6 +160,8 @@ def plan_calls(config, target: Target, length: int, decode: int, seed: int) -> I
     if target.decodes:
         for _ in range(decode):
             yield Call("decode", rng.integers(0, config.vocab_size, (2, 1)))
+    if target.thorough:
+        yield Call("continued", rng.integers(0, config.vocab_size, (2, 7)))  # many tokens onto the cache
     if target.padding:
         T = max(length // 2, 8)
         mask = np.ones((3, T), bool)
@@ -164,6 +170,15 @@ def plan_calls(config, target: Target, length: int, decode: int, seed: int) -> I
             mask[1, T // 2] = False  # a hole
             mask[2, -(T // 4) :] = False  # on the right
         yield Call("padded", rng.integers(0, config.vocab_size, (3, T)), mask, start=True)
+        if target.thorough:  # more of it onto the cache, then a token onto rows of unequal length
+            ragged = np.array([[1, 1, 1, 1, 1], [0, 1, 0, 1, 1], [1, 1, 0, 0, 0]], bool)
+            yield Call("padded", rng.integers(0, config.vocab_size, (3, 5)), ragged)
+            yield Call("padded", rng.integers(0, config.vocab_size, (3, 1)))
+    if target.thorough:
+        T = max(length // 2, 3)
+        yield Call(
+            "packed", rng.integers(0, config.vocab_size, (1, T)), start=True, cu_seqlens=np.array([0, 1, T // 2 + 1, T])
+        )
 
 
 def judge_phase(runs: Runs, phase: str, layers: Collection[int] | None) -> Iterator[Row]:
@@ -188,12 +203,15 @@ def judge_part(runs: Runs, row: Row, decided: dict[str, list[np.ndarray]]) -> Ro
     gate = re.sub(r"\.(weights|indices)$", "", part)
     keep = decided.get(gate) if gate != part else None  # a router's choice is judged where it is not a toss-up
     exact, found = runs.values(runs.true, phase, part, keep), runs.values(runs.found, phase, part, keep)
-    if part.endswith(".indices"):
+    if np.issubdtype(truths[0].dtype, np.integer):  # choices and lengths are right or wrong
         row.error, row.allowed = float((found != exact).mean()) if exact.size else 0.0, 0.0
         row.verdict = DIFFERENT if row.error else SAME
     else:
         plain, sizes = (runs.values(t, phase, part, keep) for t in (runs.plain, runs.sizes))
         allowed = allowance(runs.dtype, exact, plain, sizes)
+        if not math.isfinite(allowed):
+            row.verdict, row.note = MISSING, f"not judged: plain NumPy overflows in {runs.dtype}"
+            return row
         judge(row, found, exact, allowed)
         if part.endswith("mlp.gate"):
             decided[part] = decisions(runs, phase, part, allowed)
@@ -204,8 +222,10 @@ def judge_part(runs: Runs, row: Row, decided: dict[str, list[np.ndarray]]) -> Ro
     if runs.force:
         alone = runs.values(runs.free, phase, part, keep)
         row.free = rms(alone - exact) / max(rms(exact), FLOOR) if alone.shape == exact.shape else None
-        if runs.dtype == "float64" and row.verdict == SAME and row.free is not None and not row.free <= row.allowed:
-            row.verdict, row.error, row.note = DIFFERENT, row.free, "when the model runs alone"
+        settled = all(k.all() for masks in decided.values() for k in masks)  # no routing was a toss-up
+        free = row.free or 0.0
+        if runs.dtype == "float64" and settled and row.verdict == SAME and not free <= row.allowed:
+            row.verdict, row.error, row.note = DIFFERENT, free, "when the model runs alone"
     return row
 
 
@@ -276,7 +296,8 @@ def nearest_defect(runs: Runs, rows: list[Row]) -> tuple[str | None, str | None]
     The mistake must explain the first part that differs, up to rounding; of several, the one that explains all
     parts best is named.
     """
-    judged = [row for row in rows if row.verdict in (SAME, DIFFERENT) and not row.part.endswith(".indices")]
+    counted = ("indices", "lengths")  # whole numbers resemble nothing
+    judged = [row for row in rows if row.verdict in (SAME, DIFFERENT) and not row.part.endswith(counted)]
     first = next((row for row in judged if row.wrong), None)
     if first is None:
         return None, None
@@ -327,6 +348,8 @@ def _notes(target: Target) -> Iterator[str]:
     yield from getattr(target, "notes", [])
     if not target.forcible:
         yield "no local pass: it cannot be fed the truth's inputs, so a part is judged with all that came before it"
+    if target.decodes and not target.thorough:
+        yield "not tried: many tokens at once onto a cache, and packed documents"
     if not target.decodes:
         yield "no decode: it does not continue on a cache"
     if target.padding is None:

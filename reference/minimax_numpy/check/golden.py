@@ -24,8 +24,19 @@ from ..model import MiniMaxForCausalLM
 from ..trace import UNIT_ROUNDOFF
 from .crosscheck import Runs, rounded
 from .judge import SAME_NUMBERS, first_wrong, judge, rms
-from .report import MISSING, Report, Row, write_whole
-from .single import CASES, MAGNITUDES, Case, Projection, answers, counted, letters, nearest_mistake, outputs
+from .report import DIFFERENT, MISSING, Report, Row, write_whole
+from .single import (
+    CASES,
+    MAGNITUDES,
+    Case,
+    Projection,
+    answers,
+    counted,
+    letters,
+    nearest_mistake,
+    outputs,
+    padding_is_finite,
+)
 from .targets import Call, NumpyTarget
 
 SCHEMA = 1
@@ -96,6 +107,9 @@ def judge_golden(folder: str | os.PathLike, against: str | os.PathLike) -> Repor
     )
     outcomes = []
     keys = [f"{i}.{output}" for i in range(len(cases)) for output in outputs(name)] if name else told["parts"]
+    absent = [key for key in keys if key not in expected]
+    if absent:
+        raise ValueError(f"{folder} lacks the expected {absent[0]!r}; make the folder again with minimax-twin golden.")
     for key in keys:
         exact = expected[key].astype(np.float64)
         case = cases[int(key.split(".")[0])] if name else None
@@ -103,6 +117,8 @@ def judge_golden(folder: str | os.PathLike, against: str | os.PathLike) -> Repor
         report.rows.append(row)
         if key not in found:
             row.verdict = MISSING
+            optional = "mask" in case.arguments if case else key != "lm_head"  # not all know padding
+            report.lacking = report.lacking or (None if optional else key)
             continue
         dtype = NARROW_AS_STORED.get(stored[key].dtype, "float64")
         allowed = SAME_NUMBERS * rms(exact)
@@ -111,6 +127,9 @@ def judge_golden(folder: str | os.PathLike, against: str | os.PathLike) -> Repor
                 2 * expected[f"{key}.plain.{dtype}"] + 4 * UNIT_ROUNDOFF[dtype] * expected[f"{key}.magnitude"]
             )
         x = found[key].astype(np.float64)
+        if case and not padding_is_finite(case, x, row.part):
+            row.verdict, row.note = DIFFERENT, "it holds NaN or infinity at padded positions"
+            continue
         if case:
             x, exact = counted(case, x, exact, row.part), counted(case, exact, exact, row.part)
         judge(row, x, exact, allowed)
@@ -134,9 +153,10 @@ def read_story(folder: Path) -> dict:
         raise FileNotFoundError(f"There is no {file}; minimax-twin golden {folder} --op NAME writes such a folder.")
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
-        if told["schema"] != SCHEMA or not ("op" in told or "model" in told):
+        whole = told["op"] in CASES and all("case" in case for case in told["cases"]) if "op" in told else told["parts"]
+        if told["schema"] != SCHEMA or not whole:
             raise ValueError
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{file} is not of schema {SCHEMA}; make the folder again with minimax-twin golden.") from None
     return told
 

@@ -21,16 +21,16 @@ SAME_NUMBERS = 1e-11
 FLOOR = 1e-300  # no error is divided by zero
 
 
-def rms(x: np.ndarray) -> float:
+def rms(x: np.ndarray | np.number) -> float:
     """Root of the mean square, 0 for an empty array."""
     return float(np.sqrt(np.mean(np.square(np.abs(x), dtype=np.float64)))) if x.size else 0.0
 
 
-def allowance(dtype: str, exact: np.ndarray, plain: np.ndarray | None, magnitude: np.ndarray | None) -> float:
+def allowance(dtype: str, exact: np.ndarray, plain: np.ndarray, magnitude: np.ndarray) -> float:
     """Largest RMS difference from ``exact`` that rounding to ``dtype`` excuses."""
     if dtype == "float64":
         return SAME_NUMBERS * rms(exact)
-    return 2 * rms(plain - exact) + 4 * UNIT_ROUNDOFF[dtype] * rms(exact if magnitude is None else magnitude)
+    return 2 * rms(plain - exact) + 4 * UNIT_ROUNDOFF[dtype] * rms(magnitude)
 
 
 def judge(row: Row, found: np.ndarray, exact: np.ndarray, allowed: float, letters: str = "") -> Row:
@@ -51,14 +51,14 @@ def judge(row: Row, found: np.ndarray, exact: np.ndarray, allowed: float, letter
     return row
 
 
-def first_wrong(difference: np.ndarray, allowed: float, letters: str) -> str | None:
+def first_wrong(difference: np.ndarray | np.number, allowed: float, letters: str) -> str | None:
     """Name the first position in time whose own difference is beyond what is allowed on average."""
     wrong = ~(difference <= 4 * allowed)  # 4: a single number may err more than the RMS does
     names = letters.split()
     if not wrong.any() or len(names) != difference.ndim:
         return None
     order = sorted(range(len(names)), key=lambda axis: names[axis] != "T")  # time first
-    index = np.argwhere(wrong.transpose(order))[0]
+    index = np.argwhere(np.transpose(wrong, order))[0]
     return "first wrong at " + ", ".join(f"{names[axis]} = {i}" for axis, i in zip(order, index, strict=True))
 
 

@@ -24,7 +24,7 @@ def plot_errors(report: Report, file: Path, kind: str) -> None:
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     floor = min([row.error for row in rows if row.error > 0], default=1e-17) / 3  # where exact answers are drawn
-    for phase, marker in zip(("prefill", "decode", "padded"), "o^s", strict=True):
+    for phase, marker in zip(dict.fromkeys(row.phase for row in rows), "o^sDvP*X<>", strict=False):
         here = [row for row in rows if row.phase == phase]
         if here:
             x, y = [depth[row.part] for row in here], [max(row.error, floor) for row in here]
@@ -44,5 +44,5 @@ def plot_errors(report: Report, file: Path, kind: str) -> None:
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(INK)
-    axes.legend(frameon=False, labelcolor=INK, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.06), ncols=4)
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.06), ncols=6)
     figure.savefig(file, format=kind, transparent=True, dpi=150)

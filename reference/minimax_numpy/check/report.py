@@ -39,12 +39,17 @@ class Report:
     looks_like: str | None = None
     cure: str | None = None
     notes: list[str] = field(default_factory=list)
+    lacking: str | None = None  # what must be there and is not: without it nothing is proved
     each: str = "phase"  # a part has a row for each of these; a table has a line a part, or a line a case
 
     @property
     def ok(self) -> bool:
-        """True where something was compared and nothing differs."""
-        return any(row.verdict == SAME for row in self.rows) and not any(row.wrong for row in self.rows)
+        """True where something was compared, nothing differs, and nothing is lacking that must be there."""
+        return (
+            self.lacking is None
+            and any(row.verdict == SAME for row in self.rows)
+            and not any(row.wrong for row in self.rows)
+        )
 
     @property
     def first(self) -> str | None:
@@ -96,6 +101,10 @@ class Report:
     def _verdict(self) -> list[str]:
         lines = list(self.notes)
         compared = [row for row in self.rows if row.verdict != MISSING]
+        missing = list(dict.fromkeys(row.part for row in self.rows if row.verdict == MISSING))
+        if missing and compared:
+            total = len({row.part for row in self.rows})
+            lines.append(f"missing, so not judged, at least in part: {len(missing)} of {total} parts: {_some(missing)}")
         if self.ok:
             worst = max((r for r in compared if r.verdict == SAME), key=_badness)
             parts, phases = len({row.part for row in compared}), len({row.phase for row in compared})
@@ -104,13 +113,17 @@ class Report:
                 f"nearest to its limit: {worst.part} ({worst.error:.1e} of {worst.allowed:.1e})"
             )
         elif self.first is None:
-            lines.append("nothing was compared: the other side has none of the parts")
+            lines.append(f"nothing is proved: {self.lacking or 'every part'} is missing")
         else:
             row = next(row for row in self.rows if row.wrong)
             lines.append(f"first difference: {self.first}, in {row.phase}" + (f", {row.where}" if row.where else ""))
             lines.append(f"looks like: {self.looks_like or 'none of the planted defects'}")
             lines += [f"cure: {self.cure}"] if self.cure else []
         return lines
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
 
 
 def _badness(row: Row) -> float:

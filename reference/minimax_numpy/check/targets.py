@@ -31,6 +31,12 @@ class Call(NamedTuple):
     attention_mask: np.ndarray | None = None
     start: bool = False
     labels: np.ndarray | None = None
+    cu_seqlens: np.ndarray | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows the cache has: one a document, where the call is packed."""
+        return len(self.input_ids) if self.cu_seqlens is None else len(self.cu_seqlens) - 1
 
 
 @runtime_checkable
@@ -40,6 +46,7 @@ class Target(Protocol):
     name: str
     forcible: bool
     decodes: bool  # continues on a cache
+    thorough: bool  # takes many tokens onto a cache, and packed documents
     padding: str | None  # "any", "left" (on an empty cache only) or None
 
     def run(self, call: Call, watch: Watch, names: Collection[str]) -> None:
@@ -49,7 +56,7 @@ class Target(Protocol):
 class NumpyTarget:
     """The reference itself, or with other ops in it."""
 
-    forcible, decodes = True, True
+    forcible, decodes, thorough = True, True, True
     padding: str | None = "any"
 
     def __init__(
@@ -60,16 +67,20 @@ class NumpyTarget:
 
     def run(self, call: Call, watch: Watch, names: Collection[str] = ()) -> None:
         if call.start or self.cache is None:
-            self.cache = Cache(self.model.config, len(call.input_ids))
+            self.cache = Cache(self.model.config, call.rows)
         training: dict[str, Any] = {} if call.labels is None else {"labels": call.labels, "output_router_logits": True}
         with recording(watch), ops.using(**self.functions):
-            self.model(call.input_ids, call.attention_mask, cache=self.cache, **training)
+            out = self.model(
+                call.input_ids, call.attention_mask, cache=self.cache, cu_seqlens=call.cu_seqlens, **training
+            )
+        watch("logits", out.logits)
+        watch("cache.lengths", self.cache.lengths)
 
 
 class CallableTarget:
     """A function ids → {part: array}: seen from outside, so only judged as it runs by itself."""
 
-    forcible, decodes = False, False
+    forcible, decodes, thorough = False, False, False
     padding: str | None = None
 
     def __init__(self, function: Callable[[np.ndarray], dict[str, Any]], name: str):
@@ -77,7 +88,7 @@ class CallableTarget:
 
     def run(self, call: Call, watch: Watch, names: Collection[str]) -> None:
         with blaming(self.name):
-            found = self.function(call.input_ids)
+            found = self.function(call.input_ids.copy())  # a copy: what it does to its argument is its own affair
         if not isinstance(found, dict):
             raise ValueError(f"{self.name} returned a {type(found).__name__}; it should return a dict of part → array.")
         for name, x in found.items():
@@ -145,7 +156,7 @@ def blaming(name: str) -> Iterator[None]:
     """Tell a failure in somebody else's code as one sentence: whose, what and where."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         told = str(error).splitlines()[0] if str(error) else "no message"
         place = f"{Path(where.filename).name}, line {where.lineno}"
@@ -163,6 +174,9 @@ def load_object(name: str) -> Any:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ValueError(f"There is no module {error.name!r} to import; is it on PYTHONPATH?") from None
+    except (Exception, SystemExit):
+        with blaming(f"importing {module}"):
+            raise
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise ValueError(f"{module} has no {attribute!r}; is the name right?")

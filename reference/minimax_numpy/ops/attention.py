@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from ..shapes import GroupedKeys, GroupedValues, Outputs, Positions, Queries, Visible
 
-QUERIES_AT_A_TIME = 256  # bounds the scores held at once; the result does not depend on it
+QUERIES_AT_A_TIME = 64  # bounds the scores held at once; the result does not depend on it
 
 
 def softmax(scores: Float[np.ndarray, "*axes n"]) -> Float[np.ndarray, "*axes n"]:
@@ -21,9 +21,11 @@ def softmax(scores: Float[np.ndarray, "*axes n"]) -> Float[np.ndarray, "*axes n"
     """
     wide = scores.astype(np.promote_types(scores.dtype, np.float32), copy=False)
     top = wide.max(axis=-1, keepdims=True, initial=-np.inf)
-    powers = np.exp(wide - np.where(top == -np.inf, 0, top).astype(wide.dtype))
+    powers = wide - np.where(top == -np.inf, 0, top).astype(wide.dtype)
+    np.exp(powers, out=powers)  # in place: this is the largest array of the model
     total = powers.sum(axis=-1, keepdims=True)
-    return powers / np.where(total == 0, 1, total).astype(wide.dtype)
+    powers /= np.where(total == 0, 1, total).astype(wide.dtype)
+    return powers
 
 
 def visible_keys(positions: Positions, num_keys: int, sliding_window: int | None = None) -> Visible:
@@ -89,6 +91,6 @@ def softmax_attention(q: Queries, k: GroupedKeys, v: GroupedValues, visible: Vis
         else:
             seen = visible[:, rows]
         scores = grouped[..., rows, :] @ keys[..., :last, :].swapaxes(-1, -2)  # (B, G, H/G, rows, last)
-        weights = softmax(np.where(seen[:, None, None], scores, wide.type(-np.inf)))
-        out[..., rows, :] = weights @ values[..., :last, :]
+        np.copyto(scores, -np.inf, where=~seen[:, None, None])
+        out[..., rows, :] = softmax(scores) @ values[..., :last, :]
     return out.reshape(B, H, T, -1)

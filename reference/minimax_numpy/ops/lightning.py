@@ -121,7 +121,7 @@ def lightning_attention_recurrent(
     """
     out_dtype, T = q.dtype, q.shape[2]
     q, k, v, S = _prepare(q, k, v, state, mask)
-    keep = np.exp(-slopes).astype(q.dtype)[:, None, None]  # (H, 1, 1)
+    keep = np.exp(-slopes.astype(np.float64)).astype(q.dtype)[:, None, None]  # (H, 1, 1)
     out = np.empty(v.shape, out_dtype)
     for t in range(T):
         decayed = keep * S if mask is None else np.where(mask[:, t, None, None, None], keep * S, S)
