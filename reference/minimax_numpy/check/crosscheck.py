@@ -5,7 +5,8 @@ fault is flagged where it is and not in all that follows. **Free** is reported b
 the model runs alone. In low precision a free run proves little, since a rounding may send a token to another
 expert; there it is judged only where no local pass can be had, and the report says so.
 
-Three phases: a prefill, some tokens one by one on the cache, and a padded batch.
+Five phases, as many as the other side takes: a prefill, some tokens one by one on the cache, many at once onto it, a
+padded batch that is continued, and packed documents.
 """
 
 import math
@@ -150,7 +151,7 @@ class Runs:
 
 
 def plan_calls(config, target: Target, length: int, decode: int, seed: int) -> Iterator[Call]:
-    """The calls of a cross-check: as many of the three phases as the target takes."""
+    """The calls of a cross-check: as many of the phases as the target takes."""
     rng = np.random.default_rng(seed)
     if isinstance(target, RecordedTarget) and target.input_ids is not None:
         yield Call("prefill", target.input_ids, start=True)
