@@ -4,7 +4,7 @@ Every tolerance of the suite is named here or where it is used, with its reason:
 
 =============  ================================================================================================
 ``SAME``       float64 against float64 in another order of summation. The models of these tests differ by 1e-15
-               to 1e-13; the smallest of the planted defects, a slope off by 1e-5 of itself, by 1e-7.
+               to 1e-13; the smallest of the planted defects, the slopes of the other rule, by 2e-6.
 ``ROUNDING``   two float32 models, whose experts all agree. Measured 1e-7 to 6e-7 over eight layers.
 =============  ================================================================================================
 """
