@@ -55,7 +55,7 @@ def first_wrong(difference: np.ndarray | np.number, allowed: float, letters: str
     """Name the first position in time whose own difference is beyond what is allowed on average."""
     wrong = ~(difference <= 4 * allowed)  # 4: a single number may err more than the RMS does
     names = letters.split()
-    if not wrong.any() or len(names) != difference.ndim:
+    if not names or not wrong.any() or len(names) != difference.ndim:
         return None
     order = sorted(range(len(names)), key=lambda axis: names[axis] != "T")  # time first
     index = np.argwhere(np.transpose(wrong, order))[0]
