@@ -78,7 +78,11 @@ class MiniMaxModel:
         return cls(config, dtype=weights["model.embed_tokens.weight"].dtype, weights=weights)
 
     def save_pretrained(self, path: str | os.PathLike, max_shard_bytes: int = 5 * 10**9) -> None:
-        """Write config.json and safetensors that transformers loads; nothing half-written is left behind."""
+        """Write config.json and safetensors that transformers loads; nothing half-written is left behind.
+
+        transformers ignores ``rotary_dim``, ``slope_rule``, ``postnorm`` and a shared expert: it runs the same model
+        only where the whole head rotates, slopes follow its rule, and there is neither prenorm nor shared expert.
+        """
         save_checkpoint(path, self.config, self.head, self.weights, max_shard_bytes)
 
     def __call__(
