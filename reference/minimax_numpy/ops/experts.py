@@ -85,4 +85,4 @@ def mix_experts(
     for expert in np.unique(indices):
         token, choice = np.nonzero(indices == expert)
         y[token] += weights[token, choice, None] * swiglu(flat[token], gate_up[expert], down[expert], hidden_act)
-    return y.astype(x.dtype).reshape(x.shape)
+    return y.astype(x.dtype, copy=False).reshape(x.shape)

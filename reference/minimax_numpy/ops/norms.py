@@ -21,7 +21,7 @@ def rms_norm(
     """
     wide = x.astype(np.promote_types(x.dtype, np.float32), copy=False)
     scale = 1 / np.sqrt(np.mean(wide * wide, axis=-1, keepdims=True) + np.asarray(eps, wide.dtype))
-    return (weight * (wide * scale)).astype(x.dtype)
+    return (weight * (wide * scale)).astype(x.dtype, copy=False)
 
 
 def inner_norm(

@@ -23,15 +23,18 @@ def sigmoid(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     >>> sigmoid(np.array([0.0, -1000.0]))
     array([0.5, 0. ])
     """
+    power = np.asarray(-x)
     with np.errstate(over="ignore"):
-        power = np.exp(-x)
-    power += 1  # in place: activations are the widest arrays of a layer
-    return 1 / power
+        np.exp(power, out=power)  # in place: activations are the widest arrays of a layer
+    power += 1
+    return np.divide(1, power, out=power)
 
 
 def silu(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     r"""Multiply by the own sigmoid: $x\,\sigma(x)$."""
-    return x * sigmoid(x)
+    y = sigmoid(x)
+    y *= x
+    return y
 
 
 def gelu(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
