@@ -1,8 +1,7 @@
-"""Notebooks are what their scripts say, and run from top to bottom on a laptop in a minute."""
+"""Notebooks are what their scripts say, and run from top to bottom."""
 
 import json
 import runpy
-import time
 from pathlib import Path
 
 import nbformat
@@ -17,7 +16,7 @@ every_notebook = pytest.mark.parametrize("script", make["scripts"](), ids=lambda
 @every_notebook
 def test_a_notebook_is_what_its_script_says(script):
     stored = script.with_suffix(".ipynb").read_text(encoding="utf-8")
-    assert stored == make["notebook"](script), "run make notebooks"
+    assert stored == make["notebook"](script), "run make generated"
 
 
 @every_notebook
@@ -26,9 +25,9 @@ def test_a_notebook_carries_no_outputs(script):
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 
 
-@pytest.mark.slow
 @every_notebook
-def test_a_notebook_runs_in_a_minute(script):
-    notebook, start = nbformat.read(script.with_suffix(".ipynb"), as_version=4), time.monotonic()
-    NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(FOLDER)}}).execute()
-    assert time.monotonic() - start < 60
+def test_a_notebook_runs_from_top_to_bottom(script):
+    notebook = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+    NotebookClient(
+        notebook, timeout=60, resources={"metadata": {"path": str(FOLDER)}}
+    ).execute()  # a bound for each cell
