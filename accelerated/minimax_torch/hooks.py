@@ -5,16 +5,19 @@ input. A router that returns (logits, weights, indices) in any order of the last
 """
 
 import inspect
+import json
 import os
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from minimax_numpy.check.targets import Call, Watch, blaming, optional
-from minimax_numpy.config import LIGHTNING
+from minimax_numpy.config import LIGHTNING, MiniMaxConfig, is_original
+from minimax_numpy.model import MiniMaxForCausalLM as Reference
 from torch import Tensor, nn
 
 from .cache import Cache
@@ -201,15 +204,13 @@ def open_transformers(path: str | os.PathLike, dtype: str | None, device: torch.
     if dtype == "float64":
         raise ValueError("transformers' float64 passes through float32; ask for float32, bfloat16 or float16.")
     device = check_device(device)
-    from minimax_numpy.config import MiniMaxConfig
-    from minimax_numpy.model import MiniMaxForCausalLM as Reference
-
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     options = {"dtype": DTYPES[dtype or "float32"], "attn_implementation": "eager", "experts_implementation": "eager"}
     config, notes = MiniMaxConfig.from_pretrained(path), []
     with tempfile.TemporaryDirectory() as folder:
-        if _is_original(path):  # transformers does not read this spelling
+        spelling = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+        if is_original(spelling):  # transformers does not read this spelling
             Reference.from_pretrained(path).save_pretrained(folder)
             notes.append("the checkpoint is in the original spelling; transformers was given the same one in its own")
             path = folder
@@ -217,11 +218,3 @@ def open_transformers(path: str | os.PathLike, dtype: str | None, device: torch.
     if config.slope_rule == "original" and notes:
         notes.append("transformers takes its own slope rule: up to 1e-5 apart in a small model")
     return TransformersTarget(model.to(device), notes=tuple(notes))
-
-
-def _is_original(path: str | os.PathLike) -> bool:
-    import json
-
-    with open(os.path.join(path, "config.json"), encoding="utf-8") as file:
-        values = json.load(file)
-    return "attn_type_list" in values or values.get("model_type") == "MiniMaxText01"

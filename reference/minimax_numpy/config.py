@@ -176,7 +176,7 @@ class MiniMaxConfig:
     @classmethod
     def from_dict(cls, values: dict) -> "MiniMaxConfig":
         """Read either spelling; ``attn_type_list`` or model_type ``MiniMaxText01`` marks the original one."""
-        original = "attn_type_list" in values or values.get("model_type") == "MiniMaxText01"
+        original = is_original(values)
         model_type = values.get("model_type", "minimax")
         if not original and model_type != "minimax":
             raise ValueError(f"model_type is {model_type!r}; this project reads 'minimax' and 'MiniMaxText01'.")
@@ -246,6 +246,11 @@ class MiniMaxConfig:
         elif head == "MiniMaxForQuestionAnswering":
             shapes |= {"qa_outputs.weight": (2, D), "qa_outputs.bias": (2,)}
         return shapes
+
+
+def is_original(values: dict) -> bool:
+    """Whether a config.json is in the original release's spelling."""
+    return "attn_type_list" in values or values.get("model_type") == "MiniMaxText01"
 
 
 def _layer_types(values: dict) -> tuple[str, ...]:

@@ -164,6 +164,17 @@ def test_a_torch_kernel_is_recognised_and_judged():
     assert "padding" in next(row.phase for row in report.rows if row.verdict == "missing")
 
 
+def test_a_kernel_with_nan_at_padding_is_refused():
+    from minimax_numpy import ops
+
+    def multiplies_the_mask(q, k, v, slopes, state=None, *, mask=None):
+        out, state = ops.lightning_attention_chunked(q, k, v, slopes, state, mask=mask)
+        return (out if mask is None else np.where(mask[:, None, :, None], out, np.nan)), state
+
+    report = check_op("lightning_attention_chunked", multiplies_the_mask)
+    assert not report.ok and "padded positions" in str(report)
+
+
 def test_what_a_kernel_got_wrong_is_placed():
     from minimax_numpy import ops
 

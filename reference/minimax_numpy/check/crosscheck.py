@@ -21,11 +21,9 @@ from .. import ops
 from ..model import MiniMaxForCausalLM
 from ..trace import UNIT_ROUNDOFF, Trace, round_to
 from .defects import DEFECTS
-from .judge import FLOOR, allowance, first_wrong, judge, resemblance, rms
+from .judge import FLOOR, LIKENESS, allowance, first_wrong, judge, resemblance, rms
 from .report import DIFFERENT, MISSING, SAME, Report, Row
 from .targets import Call, NumpyTarget, RecordedTarget, Target, as_target
-
-LIKENESS = 0.35  # a mistake further than this from what was found is not named
 
 
 def crosscheck(

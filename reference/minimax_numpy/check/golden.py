@@ -24,19 +24,8 @@ from ..model import MiniMaxForCausalLM
 from ..trace import UNIT_ROUNDOFF
 from .crosscheck import Runs, rounded
 from .judge import SAME_NUMBERS, first_wrong, judge, rms
-from .report import DIFFERENT, MISSING, Report, Row, write_whole
-from .single import (
-    CASES,
-    MAGNITUDES,
-    Case,
-    Projection,
-    answers,
-    counted,
-    letters,
-    nearest_mistake,
-    outputs,
-    padding_is_finite,
-)
+from .report import MISSING, Report, Row, write_whole
+from .single import CASES, MAGNITUDES, Case, Projection, answers, judge_answer, nearest_mistake, outputs
 from .targets import Call, NumpyTarget
 
 SCHEMA = 1
@@ -127,17 +116,13 @@ def judge_golden(folder: str | os.PathLike, against: str | os.PathLike) -> Repor
                 2 * expected[f"{key}.plain.{dtype}"] + 4 * UNIT_ROUNDOFF[dtype] * expected[f"{key}.magnitude"]
             )
         x = found[key].astype(np.float64)
-        if case and not padding_is_finite(case, x, row.part):
-            row.verdict, row.note = DIFFERENT, "it holds NaN or infinity at padded positions"
+        if name and case:
+            judge_answer(row, name, case, x, exact, allowed)
+            outcomes.append((case, [row], [x], [exact], row.part))
             continue
-        if case:
-            x, exact = counted(case, x, exact, row.part), counted(case, exact, exact, row.part)
         judge(row, x, exact, allowed)
         if row.wrong and x.shape == exact.shape:
-            axes = letters(name, outputs(name).index(row.part)) if name else " ".join("BTHd"[: exact.ndim])
-            row.where = first_wrong(np.abs(x - exact), allowed, axes)
-        if case:
-            outcomes.append((case, [row], [x], [exact], row.part))
+            row.where = first_wrong(np.abs(x - exact), allowed, " ".join("BTHd"[: exact.ndim]))
     if report.first and name:
         report.looks_like, report.cure = nearest_mistake(name, _by_case(name, outcomes))
     unknown = [key for key in found if key not in expected and key != "input_ids"]

@@ -18,6 +18,7 @@ from ..trace import UNIT_ROUNDOFF
 from .report import DIFFERENT, SAME, SHAPE, Row
 
 SAME_NUMBERS = 1e-11
+LIKENESS = 0.35  # a mistake further than this from what was found is not named
 FLOOR = 1e-300  # no error is divided by zero
 
 

@@ -16,10 +16,8 @@ import numpy as np
 from .. import ops
 from ..trace import UNIT_ROUNDOFF, round_to
 from .defects import DEFECTS, FORMS
-from .judge import allowance, first_wrong, judge, resemblance, rms
+from .judge import LIKENESS, allowance, first_wrong, judge, resemblance, rms
 from .report import DIFFERENT, MISSING, Report, Row
-
-LIKENESS = 0.35
 
 
 class Case(NamedTuple):
@@ -77,11 +75,9 @@ def check_op(name: str, function: Callable, *, dtype: str = "float64", seed: int
         try:
             found = answers(function, case, right, dtype, library)
         except (Exception, SystemExit) as error:  # it passed the first case, so it is this one that it cannot do
+            told = str(error).partition("\n")[0]
             for row in rows:
-                row.verdict, row.note = (
-                    DIFFERENT,
-                    f"it fails with {type(error).__name__}: {str(error).split(chr(10))[0]}",
-                )
+                row.verdict, row.note = DIFFERENT, f"it fails with {type(error).__name__}: {told}"
             continue
         if len(found) != len(expected):
             raise ValueError(f"The function returns {len(found)} arrays; {name} returns {', '.join(outputs(name))}.")
@@ -91,13 +87,7 @@ def check_op(name: str, function: Callable, *, dtype: str = "float64", seed: int
             sizes = answers(MAGNITUDES[name], case) if name in MAGNITUDES else plain
         for i, row in enumerate(rows):
             allowed = allowance(dtype, expected[i], plain[i], sizes[i])
-            real, exact = (
-                counted(case, found[i], expected[i], row.part),
-                counted(case, expected[i], expected[i], row.part),
-            )
-            judge(row, real, exact, allowed)
-            if row.wrong and real.shape == exact.shape:
-                row.where = first_wrong(np.abs(real - exact), allowed, letters(name, i))
+            judge_answer(row, name, case, found[i], expected[i], allowed)
         outcomes.append((case, rows, found, expected))
     if report.first:
         report.looks_like, report.cure = nearest_mistake(name, outcomes)
@@ -186,6 +176,17 @@ def counted(case: Case, x: np.ndarray, exact: np.ndarray, output: str) -> np.nda
     if mask is None or "slopes" not in case.arguments or output == "state" or x.shape != exact.shape:
         return x
     return np.where(mask[:, None, :, None], x, 0.0)
+
+
+def judge_answer(row: Row, name: str, case: Case, found: np.ndarray, exact: np.ndarray, allowed: float) -> None:
+    """Fill in the row of one answer: at padding it need only be finite, elsewhere it is judged."""
+    if not padding_is_finite(case, found, row.part):
+        row.verdict, row.note = DIFFERENT, "it holds NaN or infinity at padded positions"
+        return
+    found, exact = counted(case, found, exact, row.part), counted(case, exact, exact, row.part)
+    judge(row, found, exact, allowed)
+    if row.wrong and found.shape == exact.shape:
+        row.where = first_wrong(np.abs(found - exact), allowed, letters(name, outputs(name).index(row.part)))
 
 
 def padding_is_finite(case: Case, x: np.ndarray, output: str) -> bool:
