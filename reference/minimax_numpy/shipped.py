@@ -16,7 +16,11 @@ from .model import fresh_weights
 from .trace import float32_to_bfloat16
 
 TINY = Path(__file__).parent / "tiny"
-SPECIAL = {"pad_token": "<pad>", "bos_token": "<beginning_of_sentence>", "eos_token": "<end_of_sentence>"}  # ids 0, 1, 2
+SPECIAL = {
+    "pad_token": "<pad>",
+    "bos_token": "<beginning_of_sentence>",
+    "eos_token": "<end_of_sentence>",
+}  # ids 0, 1, 2
 
 
 def make(folder: Path = TINY) -> None:

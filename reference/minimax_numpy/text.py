@@ -35,7 +35,7 @@ class Tokenizer:
         self.path, library = Path(path), optional("tokenizers", "text")
         file = self.path / "tokenizer.json"
         if not file.is_file():
-            raise FileNotFoundError(f"{self.path} holds no tokenizer.json; give ids, or put the model's tokenizer there.")
+            raise FileNotFoundError(f"{self.path} has no tokenizer.json; give ids, or put the model's tokenizer there.")
         try:
             self.backend = library.Tokenizer.from_str(file.read_text(encoding="utf-8"))
         except Exception as error:  # the library knows one kind of error
@@ -59,8 +59,12 @@ class Tokenizer:
         for row, text in enumerate(texts):
             if not isinstance(text, str):
                 raise ValueError(f"Text {row} is a {type(text).__name__}; it should be a string.")
-            if any("\ud800" <= c <= "\udfff" for c in text):
-                raise ValueError(f"Text {row} holds half a surrogate pair, which is no character; decode it as UTF-8 first.")
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise ValueError(
+                    f"Text {row} is no Unicode: it holds half a surrogate pair; read it as UTF-8."
+                ) from None
         rows = self.backend.encode_batch(texts, add_special_tokens=add_special_tokens)
         return np.array([row.ids for row in rows], np.int64), np.array([row.attention_mask for row in rows], bool)
 
@@ -82,12 +86,13 @@ class Tokenizer:
         ``messages`` is a list of ``{"role": "system" | "user" | "assistant", "content": …}``, in which the content is
         a string or a list of ``{"type": "text", "text": …}``, read as one text. Raises ValueError on anything else.
         """
-        chat = check_messages(messages)
-        jinja2 = optional("jinja2", "text")
+        chat, template, sandbox = check_messages(messages), self._template(), _sandbox()
+        known = {name: token for name, token in self.special.items() if token is not None}
         try:
-            template = _sandbox().from_string(self._template())
-            return template.render(messages=chat, add_generation_prompt=add_generation_prompt, **self.special)
-        except jinja2.TemplateError as error:
+            return sandbox.from_string(template).render(
+                messages=chat, add_generation_prompt=add_generation_prompt, **known
+            )
+        except Exception as error:  # a program of somebody else's
             raise ValueError(f"The chat template of {self.path} fails: {error}") from None
 
     def _template(self) -> str:
@@ -156,13 +161,13 @@ def _check_message(i: int, message: Any) -> dict:
         raise ValueError(f"Message {i} is the system's; a system message comes first or not at all.")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list | tuple) or not parts:
-        raise ValueError(f"The content of message {i} should be a string or a list of text parts; it is {content!r:.80}.")
+        raise ValueError(f"The content of message {i} should be a string or a list of texts; it is {content!r:.80}.")
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind != "text":
             raise ValueError(f"Message {i} holds a part of type {kind!r}; this model reads text alone.")
         if not isinstance(part.get("text"), str):
-            raise ValueError(f"Message {i} holds a text part whose text is {part.get('text')!r:.80}; it should be a string.")
+            raise ValueError(f"Message {i} holds a text that is {part.get('text')!r:.80}; it should be a string.")
     return {"role": role, "content": [{"type": "text", "text": "".join(part["text"] for part in parts)}]}
 
 

@@ -13,7 +13,8 @@ import minimax_torch
 import pytest
 
 # Modules that one side has alone: the truth's files and its judge; what only the fast side needs. See design.md.
-ONLY_NUMPY = {"config", "checkpoint", "trace", "generate", "check", "grad", "cli", "counts", "inputs", "shipped", "text"}
+ONLY_NUMPY = {"config", "checkpoint", "trace", "generate", "check", "grad", "cli", "counts", "inputs", "shipped"}
+ONLY_NUMPY |= {"text", "talk"}
 ONLY_TORCH = {"hooks", "kernels", "quantize", "train", "bench", "parallel", "transformers_bridge"}
 # Names that one side has alone, and names of the reference's that the twin uses as they are.
 EXTRA = {
