@@ -562,9 +562,13 @@ def spread(model: type[Bridge], config, folder: Path, dtype, quantization, how: 
 def load(cls: type[Pretrained], config, folder: Path, dtype, device, quantization) -> Pretrained:
     """Our twin of a folder, with what ``config`` says otherwise."""
     ours, attention = our_config(config), config._attn_implementation or "sdpa"
-    twin = cls.from_pretrained(folder, dtype, device, attention)
+    twin = cls.from_pretrained(folder, dtype, device, attention, quantization=quantization)
     if twin.config == ours:
         return twin
+    found, wanted = (c.parameter_shapes(cls.head) for c in (twin.config, ours))
+    if found != wanted:
+        name = next(name for name in {**found, **wanted} if found.get(name) != wanted.get(name))
+        raise ValueError(f"{name!r} has shape {found.get(name)} in {folder}; the configuration makes it {wanted.get(name)}.")
     other = cls(ours, seed=None, attn_implementation=attention)
     other._take(twin.weights, None, twin.device)
     return other

@@ -15,15 +15,23 @@ import pytest
 # Modules that one side has alone: the truth's files and its judge; what only the fast side needs. See design.md.
 ONLY_NUMPY = {"config", "checkpoint", "trace", "generate", "check", "grad", "cli", "counts", "inputs", "shipped"}
 ONLY_NUMPY |= {"text", "talk"}
-ONLY_TORCH = {"hooks", "kernels", "quantize", "train", "bench", "parallel", "transformers_bridge"}
+ONLY_TORCH = {"hooks", "kernels", "train", "bench", "parallel", "transformers_bridge"}
 # Names that one side has alone, and names of the reference's that the twin uses as they are.
 EXTRA = {
     "layers": {"Weights", "RMSNorm", "InnerNorm", "TopKRouter", "Experts"},  # a path; modules for what it finds
-    "model": {"Pretrained", "check_dtype", "check_device", "read_tensor", "to_bits"},  # types and devices
+    "model": {"Pretrained", "check_device", "read_tensor", "to_bits"},  # types and devices
+    "quantize": {"KINDS", "is_quantized", "check_kind", "bound_of", "table", "replace_parameter"},  # names; modules
     "ops": {"swapped"},  # the mechanism behind both `using`
     "ops.attention": {"QUERIES_AT_A_TIME"},  # sdpa has its own
 }
-BORROWED = {"model": {"fresh_weights", "ModelOutput"}, "ops.losses": {"IGNORED"}}
+BORROWED = {
+    "model": {"fresh_weights", "ModelOutput"},
+    "ops.losses": {"IGNORED"},
+    "quantize": {
+        *("TINY", "AT_A_TIME", "NF4", "layout", "check_weights"),
+        *("pairs_of_levels", "dynamic_levels", "dynamic_codes"),
+    },
+}
 # Parameters that only one side may have.
 OWN = {"device", "dtype", "weights", "implementation", "attn_implementation", "quantization"}
 
