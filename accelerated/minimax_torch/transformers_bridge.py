@@ -199,7 +199,9 @@ class Bridge(transformers.PreTrainedModel):
         config._experts_implementation = "eager"  # the twin has its own, whatever this says
         super().__init__(config)
         if twin is None:
-            seed, dtype = int(torch.randint(2**31, ())), torch.get_default_dtype()
+            empty = torch.get_default_device().type == "meta"  # somebody else fills it
+            seed = None if empty else int(torch.randint(2**31, ()))
+            dtype = torch.get_default_dtype()
             twin = self.twin_class(our_config(config), seed, dtype, attn_implementation=attention)
         self.__dict__["twin"] = twin  # not a module below this one:
         self._modules = twin._modules  # its modules are this one's
@@ -368,14 +370,17 @@ class MiniMaxForCausalLM(Bridge, transformers.GenerationMixin):
         attention_mask=None,
         position_ids=None,
         labels=None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Int[Tensor, "n"] = 0,
         *,
         return_dict=None,
         **inputs,
     ):
         """transformers' call; MoeCausalLMOutputWithPast."""
-        asked = {"labels": labels, "logits_to_keep": logits_to_keep}
+        named = isinstance(logits_to_keep, Tensor)
+        asked = {"labels": labels, "logits_to_keep": 0 if named else logits_to_keep}
         said = self._ask(asked, input_ids, attention_mask, position_ids, **inputs)
+        if named:
+            said["logits"] = said["logits"][:, logits_to_keep]
         return self._tell(outputs.MoeCausalLMOutputWithPast, said, return_dict)
 
     def prepare_inputs_for_generation(
@@ -387,7 +392,7 @@ class MiniMaxForCausalLM(Bridge, transformers.GenerationMixin):
         inputs_embeds=None,
         is_first_iteration=False,
         position_ids=None,
-        **inputs,
+        **kwargs,  # of this name: it is how transformers knows that forward's arguments pass through here
     ):
         """transformers' own, which in assisted decoding forgets that a cache given has seen the beginning."""
         seen, T = 0 if past_key_values is None else past_key_values.get_seq_length(), input_ids.shape[1]
@@ -402,7 +407,7 @@ class MiniMaxForCausalLM(Bridge, transformers.GenerationMixin):
             inputs_embeds,
             is_first_iteration,
             position_ids=position_ids,
-            **inputs,
+            **kwargs,
         )
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *others) -> None:
