@@ -7,6 +7,7 @@ stood (`replace_parameter`): torch functions take it for the matrix that it is, 
 from collections.abc import Callable
 from functools import cache
 from math import prod
+from typing import SupportsIndex
 
 import minimax_numpy.quantize as reference
 import numpy as np
@@ -94,12 +95,12 @@ class Quantized(nn.Module):
     def __iter__(self):
         return (self[expert] for expert in range(len(self)))
 
-    def __getitem__(self, expert: int) -> "Quantized":
+    def __getitem__(self, expert: SupportsIndex) -> "Quantized":
         if self.ndim != 3:
             raise TypeError("A quantised matrix has no rows to pick; dequantize() it first.")
         return Quantized(self.kind, self.shape[1:], self.dtype, {name: x[expert] for name, x in self.parts.items()})
 
-    def __setitem__(self, expert: int, matrix: "Quantized") -> None:
+    def __setitem__(self, expert: SupportsIndex, matrix: "Quantized") -> None:
         for name, x in self.parts.items():
             x[expert] = matrix.parts[name]
 

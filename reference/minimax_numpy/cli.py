@@ -20,6 +20,7 @@ from .checkpoint import Checkpoint
 from .config import MiniMaxConfig
 from .counts import describe
 from .model import MiniMaxForCausalLM
+from .quantize import KINDS
 from .shipped import TINY
 from .talk import DTYPES, add_options, numbers, run_generate
 
@@ -119,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
     sub = command(run_inspect, "parameters, bytes, FLOPs and memory")
     checkpoint(sub, "a config.json, a folder, or text-01; without it, the small model")
     sub.add_argument("--length", type=int, default=1_048_576, help="tokens in the cache")
+    sub.add_argument("--quantization", choices=KINDS, help="also the bytes with attention and experts quantised")
 
     sub = command(run_bench, "measure; prints ratios of one run")
     sub.add_argument("what", choices=("prefill", "loading"))
@@ -198,12 +200,12 @@ def run_inspect(options) -> int:
     if options.length < 1:
         raise ValueError(f"--length is {options.length}; it must be at least 1.")
     if str(options.checkpoint) == "text-01":
-        print(describe(MiniMaxConfig.text_01(), options.length))
+        print(describe(MiniMaxConfig.text_01(), options.length, quantization=options.quantization))
         return OK
     config, stored = MiniMaxConfig.from_pretrained(options.checkpoint), None
     if options.checkpoint.is_dir() and any(options.checkpoint.glob("*.safetensors")):
         stored = Checkpoint(options.checkpoint).nbytes
-    print(describe(config, options.length, stored))
+    print(describe(config, options.length, stored, options.quantization))
     return OK
 
 

@@ -25,6 +25,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from math import prod
+from typing import SupportsIndex
 
 import numpy as np
 from jaxtyping import Float, Int8, UInt8
@@ -54,10 +55,12 @@ def is_quantized(name: str) -> bool:
     return bool(re.search(r"\.(self_attn|shared_mlp)\.\w+_(proj|gate)\.weight$|\.experts\.\w+_proj$", name))
 
 
-def check_kind(kind: str | None) -> None:
-    """Refuse a kind that there is not; None is no quantisation."""
+def check_kind(kind: str | None, stream: bool = False) -> None:
+    """Refuse a kind that there is not, and weights that are to be quantised but not held. None is no quantisation."""
     if kind is not None and kind not in KINDS:
         raise ValueError(f"quantization is {kind!r}; there are {', '.join(KINDS)}, and None.")
+    if kind is not None and stream:
+        raise ValueError("quantization holds all weights in few bits and stream holds none; give one of the two.")
 
 
 def layout(shape: tuple[int, ...], kind: str) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -120,12 +123,12 @@ class Quantized:
     def __iter__(self) -> Iterator["Quantized"]:
         return (self[expert] for expert in range(len(self)))
 
-    def __getitem__(self, expert: int) -> "Quantized":
+    def __getitem__(self, expert: SupportsIndex) -> "Quantized":
         if self.ndim != 3:
             raise TypeError("A quantised matrix has no rows to pick; dequantize() it first.")
         return Quantized(self.kind, self.shape[1:], self.dtype, {name: x[expert] for name, x in self.parts.items()})
 
-    def __setitem__(self, expert: int, matrix: "Quantized") -> None:
+    def __setitem__(self, expert: SupportsIndex, matrix: "Quantized") -> None:
         for name, x in self.parts.items():
             x[expert] = matrix.parts[name]
 
