@@ -10,6 +10,7 @@ missing, too much or of another shape raises, and nothing is ever filled in at r
     model = AutoModelForCausalLM.from_pretrained(folder)
 """
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -17,12 +18,15 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from jaxtyping import Int
+from minimax_numpy.cache import Cache as BaseCache
 from minimax_numpy.check.targets import optional
+from minimax_numpy.checkpoint import Checkpoint
 from minimax_numpy.config import MiniMaxConfig, is_original
 from minimax_numpy.model import ModelOutput
 from torch import Tensor, nn
 
 from . import model as twins
+from . import ops
 from .cache import Cache
 from .model import DTYPES, Pretrained
 
@@ -31,7 +35,9 @@ outputs = optional("transformers.modeling_outputs", "hf")
 
 REACH = 64
 """How many columns a crop goes back, at most, without running a longer call again."""
+SHOWN = ("output_hidden_states", "output_router_logits")
 BALANCED = ("auto", "balanced", "balanced_low_0", "sequential")
+STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FROM_HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 OF_NO_CONCERN = {  # what the Auto classes add, and what asks for what is done anyway
     *("_from_auto", "adapter_kwargs", "trust_remote_code", "low_cpu_mem_usage", "use_safetensors", "weights_only"),
@@ -57,7 +63,7 @@ class Call(NamedTuple):
     """One call that a crop may have to take back: how much had been run before it, the cache then, and its tokens."""
 
     start: int
-    memory: Cache
+    memory: BaseCache
     columns: Columns
 
 
@@ -71,34 +77,35 @@ class MiniMaxCache(transformers.Cache):
 
     def __init__(self):
         super().__init__(layers=[])
-        self.memory: Cache | None = None
+        self.memory: BaseCache | None = None
         self.ran = 0  # columns that the memory has seen
         self.kept: Columns = {}  # columns that it has yet to see again
         self.calls: list[Call] | None = None  # None: not recorded
 
     def run(self, twin: Pretrained, columns: Columns, asked: dict[str, Any]) -> ModelOutput:
-        """Call the twin on these columns and remember them."""
-        x = next(iter(columns.values()))
-        if self.memory is None:
-            self.memory = Cache(twin.config, len(x), x.device)
-        early = {"columns": self.kept, "rest": {}}
-        settled = width(columns) - max(REACH, asked.get("logits_to_keep") or width(columns))
-        if self.calls is not None and settled > 0 and not any(asked.get(name) for name in SHOWN):
-            early["rest"], columns = part(columns, 0, settled), part(columns, settled)
-        for unasked in early.values():
-            if unasked:
-                self._remember(unasked)
-                getattr(twin, "model", twin)(**unasked, cache=self.memory)
-        self.kept = {}
-        self._remember(columns)
-        return twin(**columns, cache=self.memory, **asked)
+        """Call the twin on these columns and remember them.
 
-    def _remember(self, columns: Columns) -> None:
-        if self.calls is not None and self.memory is not None:
-            self.calls.append(Call(self.ran, self.memory.fork(), columns))
-            while len(self.calls) > 1 and self.calls[1].start <= self.ran - REACH:
-                self.calls.pop(0)
+        Of a long call whose beginning nobody asks about, the end is a call of its own: a crop then goes back to there.
+        """
+        x = next(iter(columns.values()))
+        if self.ran == 0:
+            self.memory = Cache(twin.config, len(x), x.device)
+        unasked, settled = [self.kept], width(columns) - max(REACH, asked.get("logits_to_keep") or width(columns))
+        if self.calls is not None and settled > 0 and not any(asked[name] for name in SHOWN):
+            unasked, columns = [*unasked, part(columns, 0, settled)], part(columns, settled)
+        for early in filter(None, unasked):
+            self._call(getattr(twin, "model", twin), early)
+            self.kept = {}
+        return self._call(twin, columns, **asked)
+
+    def _call(self, model: nn.Module, columns: Columns, **asked) -> ModelOutput:
+        before = None if self.calls is None or self.memory is None else self.memory.fork()
+        out = model(**columns, cache=self.memory, **asked)
+        if before is not None:
+            recent = [call for call in self.calls or () if call.start + width(call.columns) > self.ran - REACH]
+            self.calls = [*recent, Call(self.ran, before, columns)]
         self.ran += width(columns)
+        return out
 
     def activate_past_recording(self) -> None:
         """Keep what `crop` needs, from the next call on."""
@@ -111,7 +118,9 @@ class MiniMaxCache(transformers.Cache):
         """
         length = self.get_seq_length() + tokens_to_remove
         if tokens_to_remove > 0 or length < 0:
-            raise ValueError(f"crop takes −{self.get_seq_length()} … 0 here, the columns to forget; not {tokens_to_remove}.")
+            raise ValueError(
+                f"crop takes −{self.get_seq_length()} … 0 here, the columns to forget; not {tokens_to_remove}."
+            )
         if self.calls is None:
             raise ValueError("This cache kept no past to go back to; call activate_past_recording() before the calls.")
         if length >= self.ran:
@@ -130,7 +139,7 @@ class MiniMaxCache(transformers.Cache):
     def reorder_cache(self, beam_idx: Int[Tensor, "rows"]) -> None:
         """Take these rows, in this order; a crop goes back no further than here."""
         if self.memory is not None:
-            self.memory.reorder(beam_idx)
+            self.memory.reorder(beam_idx.cpu().numpy())
         self.kept = {name: x[beam_idx.to(x.device)] for name, x in self.kept.items()}
         self.calls = None if self.calls is None else []
 
@@ -180,9 +189,6 @@ def part(columns: Columns, start: int, stop: int | None = None) -> Columns:
     return some if width(some) else {}
 
 
-SHOWN = ("output_hidden_states", "output_router_logits")
-
-
 class Bridge(transformers.PreTrainedModel):
     """What the five classes share: transformers' outside, and a twin that has the same modules."""
 
@@ -196,6 +202,7 @@ class Bridge(transformers.PreTrainedModel):
 
     def __init__(self, config, twin: Pretrained | None = None):
         attention = config._attn_implementation or "sdpa"
+        check_attention(attention)
         config._experts_implementation = "eager"  # the twin has its own, whatever this says
         super().__init__(config)
         if twin is None:
@@ -271,7 +278,7 @@ class Bridge(transformers.PreTrainedModel):
             "router_logits": out.router_logits and tuple(x.flatten(0, 1) for x in out.router_logits),
         }
 
-    def _tell(self, kind: type, said: dict[str, Any], return_dict: bool | None):
+    def _tell(self, kind: Any, said: dict[str, Any], return_dict: bool | None):
         """What was said, as transformers' output of that kind, or as the tuple of it."""
         out = kind(**{name: x for name, x in said.items() if name in kind.__dataclass_fields__})
         return out if given(return_dict, self.config.return_dict) else out.to_tuple()
@@ -302,17 +309,19 @@ class Bridge(transformers.PreTrainedModel):
         others = {name: x for name, x in others.items() if name not in OF_NO_CONCERN}
         if config is None:
             config, others = read_config(folder, others)
+        config = copy.deepcopy(config)
         if others:
             raise TypeError(f"from_pretrained does not know {', '.join(map(repr, others))}.")
         if attn_implementation is not None:
             config._attn_implementation = attn_implementation
-        dtype, quantization = as_dtype(torch_dtype if dtype is None else dtype), as_quantization(quantization_config)
+        quantization, computed_in = as_quantization(quantization_config)
+        dtype = as_dtype(torch_dtype if dtype is None else dtype) or computed_in
 
         device_map = as_device_map(device_map)
         if isinstance(device_map, str):
             device_map = spread(cls, config, folder, dtype, quantization, device_map, max_memory)
         places = set(device_map.values())
-        alone = places.pop() if len(places) == 1 and "disk" not in places else None
+        alone = torch.device(places.pop()) if len(places) == 1 and "disk" not in places else None
         model = cls(config, load(cls.twin_class, config, folder, dtype, alone, quantization)).eval()
         if alone is None:
             accelerate = optional("accelerate", "hf")
@@ -320,8 +329,8 @@ class Bridge(transformers.PreTrainedModel):
         model.hf_device_map, config.dtype = device_map, model.dtype
         if cls.can_generate() and (folder / "generation_config.json").is_file():
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
-        told = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
-        return (model, told) if output_loading_info else model  # anything to tell has raised
+        told = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")  # all empty: anything else raises
+        return (model, {name: set() for name in told}) if output_loading_info else model
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process: bool = True, state_dict=None, max_shard_size="5GB"
@@ -336,7 +345,8 @@ class Bridge(transformers.PreTrainedModel):
             self.generation_config.save_pretrained(save_directory)
 
     def set_attn_implementation(self, attn_implementation: str) -> None:
-        """"sdpa" or "eager", from the next call on."""
+        """Attend in that way, "sdpa" or "eager", from the next call on."""
+        check_attention(attn_implementation)
         for module in self.modules():
             if hasattr(module, "attn_implementation"):
                 module.attn_implementation = attn_implementation
@@ -348,7 +358,7 @@ class Bridge(transformers.PreTrainedModel):
 
 
 class MiniMaxModel(Bridge):
-    """Twin of no one: transformers' MiniMaxModel, with our [MiniMaxModel][minimax_torch.model.MiniMaxModel] inside."""
+    """transformers' MiniMaxModel, with our twin inside."""
 
     twin_class = twins.MiniMaxModel
 
@@ -396,9 +406,9 @@ class MiniMaxForCausalLM(Bridge, transformers.GenerationMixin):
     ):
         """transformers' own, which in assisted decoding forgets that a cache given has seen the beginning."""
         seen, T = 0 if past_key_values is None else past_key_values.get_seq_length(), input_ids.shape[1]
-        if next_sequence_length is None and 0 < seen < T and position_ids is not None:
-            if position_ids.shape[1] == T and bool((position_ids[:, 0] == 0).all()):
-                next_sequence_length = T - seen
+        from_start = position_ids is not None and position_ids.shape[1] == T and bool((position_ids[:, 0] == 0).all())
+        if next_sequence_length is None and 0 < seen < T and from_start:
+            next_sequence_length = T - seen
         return super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length,
@@ -427,7 +437,9 @@ class MiniMaxForSequenceClassification(Bridge):
 
     twin_class = twins.MiniMaxForSequenceClassification
 
-    def forward(self, input_ids=None, attention_mask=None, position_ids=None, labels=None, *, return_dict=None, **inputs):
+    def forward(
+        self, input_ids=None, attention_mask=None, position_ids=None, labels=None, *, return_dict=None, **inputs
+    ):
         """transformers' call; SequenceClassifierOutputWithPast, one row a document where they are packed."""
         said = self._ask({"labels": labels}, input_ids, attention_mask, position_ids, **inputs)
         return self._tell(outputs.SequenceClassifierOutputWithPast, said, return_dict)
@@ -438,7 +450,9 @@ class MiniMaxForTokenClassification(Bridge):
 
     twin_class = twins.MiniMaxForTokenClassification
 
-    def forward(self, input_ids=None, attention_mask=None, position_ids=None, labels=None, *, return_dict=None, **inputs):
+    def forward(
+        self, input_ids=None, attention_mask=None, position_ids=None, labels=None, *, return_dict=None, **inputs
+    ):
         """transformers' call; TokenClassifierOutput."""
         said = self._ask({"labels": labels}, input_ids, attention_mask, position_ids, **inputs)
         return self._tell(outputs.TokenClassifierOutput, said, return_dict)
@@ -463,7 +477,9 @@ class MiniMaxForQuestionAnswering(Bridge):
         """transformers' call; QuestionAnsweringModelOutput."""
         labels = None
         if start_positions is not None and end_positions is not None:
+            T = (inputs["inputs_embeds"] if input_ids is None else input_ids).shape[1]
             labels = torch.stack([start_positions.reshape(-1), end_positions.reshape(-1)], dim=1)  # (B, 2)
+            labels = torch.where(labels < T, labels, ops.losses.IGNORED)  # an end that was cut off counts for nothing
         said = self._ask({"labels": labels}, input_ids, attention_mask, position_ids, **inputs)
         said["start_logits"], said["end_logits"] = said.pop("logits").unbind(dim=-1)
         return self._tell(outputs.QuestionAnsweringModelOutput, said, return_dict)
@@ -483,6 +499,11 @@ def our_config(config) -> MiniMaxConfig:
     return MiniMaxConfig.from_dict(config.to_dict())
 
 
+def check_attention(implementation: str) -> None:
+    """Refuse a way to attend that is not there, before anything is loaded."""
+    ops.softmax_attention(*[torch.zeros(1, 1, 1, 1, device="cpu")] * 3, implementation=implementation)
+
+
 def given(value: bool | None, default: bool) -> bool:
     """What was asked for, or what the configuration says."""
     return default if value is None else value
@@ -491,7 +512,9 @@ def given(value: bool | None, default: bool) -> bool:
 def this_calls(mask: Tensor | None, T: int, seen: int) -> Tensor | None:
     """The columns of a mask that are this call's: transformers' mask speaks of all that the cache has seen, too."""
     if mask is not None and (mask.ndim != 2 or mask.shape[1] not in (T, seen + T)):
-        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; it should be [B, {seen + T}], the past included.")
+        raise ValueError(
+            f"attention_mask has shape {tuple(mask.shape)}; it should be [B, {seen + T}], the past included."
+        )
     return None if mask is None else mask[:, -T:]
 
 
@@ -531,32 +554,41 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return found
 
 
-def as_quantization(config) -> str | None:
-    """Our name for what a BitsAndBytesConfig asks for."""
+def as_quantization(config) -> tuple[str | None, torch.dtype | None]:
+    """Our name for what a BitsAndBytesConfig asks for, and the type to compute in where it names one."""
     if config is None:
-        return None
+        return None, None
     if isinstance(config, dict):
         config = transformers.BitsAndBytesConfig.from_dict(config)
     if not isinstance(config, transformers.BitsAndBytesConfig):
-        raise TypeError(f"quantization_config is {config!r}; give a BitsAndBytesConfig(load_in_4bit=True, …).")
+        raise TypeError(f"quantization_config is {config!r}; give a BitsAndBytesConfig(load_in_4bit=True).")
+    left_out = set(config.llm_int8_skip_modules or ()) - {"lm_head"}
+    if left_out or config.llm_int8_has_fp16_weight:
+        raise ValueError(
+            f"llm_int8_skip_modules is {config.llm_int8_skip_modules} and llm_int8_has_fp16_weight "
+            f"{config.llm_int8_has_fp16_weight}; all matrices of attention and experts are quantised, and nothing else."
+        )
     if config.load_in_8bit:
-        return "int8"
+        return "int8", None
     if config.bnb_4bit_quant_type != "nf4":
         raise ValueError(f"bnb_4bit_quant_type is {config.bnb_4bit_quant_type!r}; ask for 'nf4', the one offered.")
-    return "nf4-double" if config.bnb_4bit_use_double_quant else "nf4"
+    wanted = config.bnb_4bit_compute_dtype
+    return "nf4-double" if config.bnb_4bit_use_double_quant else "nf4", None if wanted == torch.float32 else wanted
 
 
 def as_device_map(device_map) -> dict[str, Any] | str:
     """A dictionary of places, or the name of a way to find one; a single device is where everything goes."""
     if device_map in BALANCED or isinstance(device_map, dict):
         return device_map
-    return {"": "cpu" if device_map is None else device_map}
+    return {"": torch.get_default_device() if device_map is None else device_map}
 
 
 def spread(model: type[Bridge], config, folder: Path, dtype, quantization, how: str, max_memory) -> dict[str, Any]:
     """Share the layers out over the devices there are, as accelerate does."""
     accelerate = optional("accelerate.utils", "hf")
-    kind = {None: dtype, "int8": torch.int8}.get(quantization, accelerate.CustomDtype.INT4)
+    checkpoint = Checkpoint(folder)
+    stored = checkpoint.entry(min(checkpoint.names())).dtype
+    kind = {None: dtype or STORED[stored], "int8": torch.int8}.get(quantization, accelerate.CustomDtype.INT4)
     empty = model(config, model.twin_class(our_config(config), seed=None))
     shape = {"no_split_module_classes": model._no_split_modules, "dtype": kind}
     if how != "sequential":
@@ -573,7 +605,9 @@ def load(cls: type[Pretrained], config, folder: Path, dtype, device, quantizatio
     found, wanted = (c.parameter_shapes(cls.head) for c in (twin.config, ours))
     if found != wanted:
         name = next(name for name in {**found, **wanted} if found.get(name) != wanted.get(name))
-        raise ValueError(f"{name!r} has shape {found.get(name)} in {folder}; the configuration makes it {wanted.get(name)}.")
+        raise ValueError(
+            f"{name!r} has shape {found.get(name)} in {folder}; the configuration makes it {wanted.get(name)}."
+        )
     other = cls(ours, seed=None, attn_implementation=attention)
     other._take(twin.weights, None, twin.device)
     return other

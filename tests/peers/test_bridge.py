@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from close import ROUNDING, SAME, array, assert_one_sentence, assert_same, every_head, lively, prompts
+from close import ROUNDING, assert_one_sentence, assert_same, every_head, lively, prompts
 from minimax_numpy.checkpoint import CONSTANTS
 from minimax_numpy.config import HEADS, LIGHTNING, SOFTMAX, MiniMaxConfig
+from minimax_numpy.counts import quantized_bytes
 from minimax_torch import transformers_bridge as bridge
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -131,7 +132,9 @@ def test_with_a_cache_as_without(model, options):
     assert cached == generate(model, **{**options, "prefill_chunk_size": None}, use_cache=False)
 
 
-@pytest.mark.parametrize("options", [{"num_beams": 4}, {"num_beams": 3, "num_return_sequences": 2}], ids=["4", "2 of 3"])
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 4}, {"num_beams": 3, "num_return_sequences": 2}], ids=["4", "2 of 3"]
+)
 def test_beams_of_a_padded_batch_are_those_of_each_row_alone(model, options):
     alone = [generate(model, row, **options) for row in rows()]
     assert generate(model, **options) == [beam for beams in alone for beam in beams]
@@ -187,7 +190,7 @@ def test_looking_up_the_prompt_is_greedy(model, ids):
 
 
 def test_guessing_after_a_long_prompt_runs_little_of_it_again(model, assistant, monkeypatch):
-    """A wrong guess costs the tokens since, not the prompt; without a record of the past there would be no going back."""
+    """A wrong guess costs the tokens since, and not the prompt."""
     ids, ran = torch.tensor(prompts(model.twin.config, 1, 200)), []
     forward = type(model.twin.model).forward
 
@@ -221,9 +224,7 @@ def test_sampled_guesses_come_from_the_models_own_logits(model, assistant, optio
 @pytest.mark.parametrize("chunk", [None, 3])
 def test_a_second_turn_on_a_returned_cache_is_the_whole_conversation_at_once(model, chunk):
     """Whether all of it is handed in again or the new tokens alone."""
-    first = model.generate(
-        IDS, attention_mask=MASK, max_new_tokens=NEW, do_sample=False, return_dict_in_generate=True
-    )
+    first = model.generate(IDS, attention_mask=MASK, max_new_tokens=NEW, do_sample=False, return_dict_in_generate=True)
     more = torch.tensor(prompts(model.twin.config, 8, 5))
     talk = torch.cat([first.sequences, more], dim=1)
     mask = torch.cat([MASK, torch.ones_like(talk[:, 12:])], dim=1)
@@ -273,7 +274,7 @@ def packed():
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("told", ["by positions", "by lengths"])
 def test_packed_documents_do_not_see_each_other(folder, model, attention, told):
-    """Without padding, as a training run packs them: outputs, hidden states, router logits and gradients are each one's."""
+    """As a training run packs them: logits, hidden states, router logits, loss and gradients are each one's."""
     window = model.twin.config.sliding_window
     model = AutoModelForCausalLM.from_pretrained(folder(sliding_window=window), attn_implementation=attention)
     assert model.model.layers[7].self_attn.attn_implementation == attention
@@ -290,11 +291,17 @@ def test_packed_documents_do_not_see_each_other(folder, model, attention, told):
     for i, x in enumerate(out.router_logits):
         assert_same(x, torch.cat([one.router_logits[i] for one in apart]))
     tokens = sum(n - 1 for n in PACKED)
-    scored = [torch.nn.functional.cross_entropy(one.logits[0, :-1], text[0, 1:], reduction="sum") for one, text in zip(apart, alone, strict=True)]
+    scored = [
+        torch.nn.functional.cross_entropy(one.logits[0, :-1], text[0, 1:], reduction="sum")
+        for one, text in zip(apart, alone, strict=True)
+    ]
     want = sum(scored) / tokens
     assert_same(out.loss - model.config.router_aux_loss_coef * out.aux_loss, want)
     name = "model.layers.0.self_attn.qkv_proj.weight"
-    found, wanted = (torch.autograd.grad(loss, model.get_parameter(name))[0] for loss in (model(ids, position_ids=positions, labels=ids, output_router_logits=False).loss, want))
+    found, wanted = (
+        torch.autograd.grad(loss, model.get_parameter(name))[0]
+        for loss in (model(ids, position_ids=positions, labels=ids, output_router_logits=False).loss, want)
+    )
     assert_same(found, wanted)
 
 
@@ -335,7 +342,9 @@ def test_what_it_says_is_what_transformers_says(head, folder):
             for one, other in pairs:
                 assert_same(one, other, ROUNDING)
         plain = mine(ids, return_dict=False, use_cache=False, **LABELS[head])
-    assert isinstance(plain, tuple) and len(plain) == len(LABELS[head]) // (2 if "Q" in head else 1) + (2 if "Q" in head else 1)
+    assert isinstance(plain, tuple) and len(plain) == len(LABELS[head]) // (2 if "Q" in head else 1) + (
+        2 if "Q" in head else 1
+    )
 
 
 def test_logits_to_keep(model):
@@ -502,12 +511,26 @@ def test_some_layers_on_disk(folder, tmp_path):
     assert generate(model, num_beams=2) == generate(whole, num_beams=2)
 
 
+def test_what_does_not_fit_goes_to_disk(folder, tmp_path):
+    """By the numbers as stored: half of a float64 model."""
+    place = {"device_map": "auto", "max_memory": {"cpu": 1_200_000}, "offload_folder": tmp_path}
+    model = AutoModelForCausalLM.from_pretrained(folder(), **place)
+    counts = [list(model.hf_device_map.values()).count(place) for place in ("cpu", "disk")]
+    assert min(counts) >= 3 and generate(model, rows()[0]) == ours(model, rows()[0])
+
+
 def test_changes_on_the_way_in(folder):
     """What the caller says of the configuration counts, as far as the weights allow."""
     model = AutoModelForCausalLM.from_pretrained(folder(), sliding_window=5)
     assert model.twin.config.sliding_window == model.config.sliding_window == 5
     same = AutoModelForCausalLM.from_pretrained(folder(sliding_window=5))
     assert_same(model(IDS).logits, same(IDS).logits)
+
+
+def test_changes_that_the_weights_do_not_allow(folder):
+    with pytest.raises(ValueError) as refusal:
+        AutoModelForCausalLM.from_pretrained(folder(), num_local_experts=8)
+    assert_one_sentence(refusal.value, "model.layers.0.mlp.gate.weight", "8")
 
 
 def test_attention_is_chosen_at_loading_and_after(folder):
@@ -609,11 +632,55 @@ def test_a_copy_is_a_model_of_its_own(model):
     assert not torch.equal(other(IDS).logits, model(IDS).logits)
 
 
+# Four bits and eight
+
+
+@pytest.mark.parametrize("double", [False, True], ids=["nf4", "nf4-double"])
+def test_every_expert_is_in_four_bits(folder, double):
+    """And every byte of the model is one that `inspect` counts; transformers leaves the stacked experts whole."""
+    wanted = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder(), quantization_config=wanted, device_map="auto")
+    kind, config = "nf4-double" if double else "nf4", model.twin.config
+    assert model.dtype == torch.bfloat16
+    for layer in model.model.layers:
+        for name in ("gate_up_proj", "down_proj"):
+            stack = getattr(layer.mlp.experts, name)
+            assert stack.kind == kind and stack.codes.nbytes * 2 == stack.size
+        for projection in layer.self_attn.children():
+            if isinstance(projection, torch.nn.Linear):
+                assert projection.weight.kind == kind
+    assert model.get_memory_footprint() == quantized_bytes(config, kind)[0]
+    same = minimax_torch.MiniMaxForCausalLM.from_pretrained(folder(), torch.bfloat16, quantization=kind)
+    with torch.no_grad():
+        assert torch.equal(model(IDS, attention_mask=MASK).logits, same(IDS, MASK).logits)
+    assert generate(model, num_beams=2) == generate(model, num_beams=2, use_cache=False)
+
+
+def test_eight_bits(folder):
+    """As a BitsAndBytesConfig or as the dictionary of one; what is computed in is dtype's affair."""
+    for asked in (transformers.BitsAndBytesConfig(load_in_8bit=True), {"load_in_8bit": True}):
+        model = AutoModelForCausalLM.from_pretrained(folder(), quantization_config=asked, dtype="float32")
+        assert {layer.mlp.experts.down_proj.kind for layer in model.model.layers} == {"int8"}
+        assert model.dtype == torch.float32
+    assert_same(model(IDS).logits, AutoModelForCausalLM.from_pretrained(folder())(IDS).logits, 0.05)
+
+
 # What it leaves alone, and what it refuses
 
 
 def test_other_models_and_transformers_own_are_untouched(folder):
-    small = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    small = {
+        "vocab_size": 32,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
     other = AutoModelForCausalLM.from_config(transformers.LlamaConfig(**small))
     assert type(other) is transformers.LlamaForCausalLM
     path = peer_folder(folder)
@@ -652,7 +719,11 @@ REFUSED_LOADS = {
     "no configuration of quantisation": ({"quantization_config": True}, "BitsAndBytesConfig"),
     "fp4": ({"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}}, "nf4"),
     "an unknown type": ({"dtype": torch.int8}, "int8"),
-    "an unknown way to attend": ({"attn_implementation": "flash_attention_9"}, "flash_attention_9"),
+    "a way to attend that is not there": ({"attn_implementation": "flash_attention_2"}, "flash_attention_2"),
+    "modules left out of quantisation": (
+        {"quantization_config": transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["mlp"])},
+        "mlp",
+    ),
     "an unknown name": ({"top_q": 1}, "top_q"),
 }
 
@@ -662,6 +733,22 @@ def test_loads_that_are_refused(folder, asked, fragment):
     with pytest.raises((ValueError, TypeError)) as refusal:
         AutoModelForCausalLM.from_pretrained(folder(), **asked)
     assert_one_sentence(refusal.value, fragment)
+
+
+def test_a_refused_call_leaves_the_cache_as_it_was(model):
+    """A row too many, an id too large: nothing was read, and the cache goes on."""
+    with torch.no_grad():
+        cache = bridge.MiniMaxCache()
+        for ids in (IDS[:2] + 256, IDS[:3] + 256):
+            with pytest.raises(ValueError, match="out of range"):
+                model(ids, past_key_values=cache)
+        for start in (0, 6):
+            with pytest.raises(ValueError, match="rows"):
+                _ = start and model(IDS[:, 6:], past_key_values=cache)
+                raise ValueError("rows")
+            got = model(IDS[:2, start : start + 6], past_key_values=cache).logits
+    assert cache.get_seq_length() == 12
+    assert_same(got, model(IDS[:2]).logits[:, 6:])
 
 
 def test_other_refusals(model):
