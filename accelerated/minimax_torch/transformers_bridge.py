@@ -587,10 +587,10 @@ def spread(model: type[Bridge], config, folder: Path, dtype, quantization, how: 
     """Share the layers out over the devices there are, as accelerate does."""
     accelerate = optional("accelerate.utils", "hf")
     checkpoint = Checkpoint(folder)
-    stored = checkpoint.entry(min(checkpoint.names())).dtype
-    kind = {None: dtype or STORED[stored], "int8": torch.int8}.get(quantization, accelerate.CustomDtype.INT4)
-    empty = model(config, model.twin_class(our_config(config), seed=None))
-    shape = {"no_split_module_classes": model._no_split_modules, "dtype": kind}
+    kept = dtype or STORED[checkpoint.entry(min(checkpoint.names())).dtype]
+    empty = model(config, model.twin_class(our_config(config), seed=None).to(kept))
+    least = {None: kept, "int8": torch.int8}.get(quantization, accelerate.CustomDtype.INT4)
+    shape = {"no_split_module_classes": model._no_split_modules, "dtype": least}
     if how != "sequential":
         max_memory = accelerate.get_balanced_memory(empty, max_memory, low_zero=how == "balanced_low_0", **shape)
     return accelerate.infer_auto_device_map(empty, max_memory, **shape)
