@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .check.report import write_whole
 from .check.targets import optional
+from .checkpoint import write_whole
 from .model import MiniMaxForCausalLM
 from .text import Tokenizer
 
