@@ -163,6 +163,15 @@ def test_long_prompts_tell_how_far_they_are(capsys):
     assert capsys.readouterr() == (whole.out, "")
 
 
+def test_a_prompt_beyond_the_models_positions_is_warned_of_in_one_line(capsys, tmp_path):
+    shutil.copytree(TINY, tmp_path / "model")
+    config = json.loads((TINY / "config.json").read_text()) | {"max_position_embeddings": 4}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    assert run(tmp_path / "model", "--ids", "1,5,6,7", "--max-new-tokens", 3) == 0
+    out, error = capsys.readouterr()
+    assert out.count(",") == 2 and error.startswith("minimax-twin: ") and len(error.splitlines()) == 1
+
+
 INTERRUPTED = """
 import sys, numpy as np
 from minimax_numpy import MiniMaxForCausalLM
