@@ -25,6 +25,8 @@ ONLY_NUMPY = {
     "counts",
     "inputs",
     "shipped",
+    "text",
+    "talk",
 }
 ONLY_TORCH = {"hooks", "kernels", "quantize", "train", "bench", "parallel", "transformers_bridge"}
 # Names that one side has alone, and names of the reference's that the twin uses as they are.
