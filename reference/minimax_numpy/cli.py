@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--length", type=int, default=1_048_576, help="tokens in the cache")
 
     sub = command(run_bench, "measure; prints ratios of one run")
-    sub.add_argument("what", choices=("prefill", "loading"))
+    sub.add_argument("what", choices=("prefill", "loading", "decode"))
     sub.add_argument("--length", type=int, default=4096, help="tokens of the prefill")
     sub.add_argument("--repeat", type=int, default=3)
     return top

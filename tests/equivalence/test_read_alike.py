@@ -35,7 +35,12 @@ EXTRA = {
     "layers": {"Weights", "RMSNorm", "InnerNorm", "TopKRouter", "Experts"},  # a path; modules for what it finds
     "model": {"Pretrained", "check_dtype", "check_device", "read_tensor"},  # types and devices
     "ops": {"swapped"},  # the mechanism behind both `using`
-    "ops.attention": {"QUERIES_AT_A_TIME"},  # sdpa has its own
+    "ops.attention": {
+        "QUERIES_AT_A_TIME",
+        "IMPLEMENTATIONS",
+        "check_implementation",
+        "flash_attention",
+    },  # fused kernels
 }
 BORROWED = {
     "cache": {"LightningMemory", "Snapshot", "check_rows", "check_whole"},
