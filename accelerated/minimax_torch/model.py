@@ -1,7 +1,7 @@
 """Twin of `minimax_numpy.model`: the same models as torch modules, on any device, float64 to float16.
 
-Beside what the reference offers: ``device=`` and ``attn_implementation=`` ("sdpa", or "eager" for the equation
-written out), and `from_reference`, which takes a NumPy model's weights.
+Beside what the reference offers: ``device=`` and ``attn_implementation=`` ("sdpa", "eager" for the equation
+written out, or "flash_attention_2"), and `from_reference`, which takes a NumPy model's weights.
 """
 
 import os
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from . import ops
 from .cache import Cache, held_positions, to_bits
 from .layers import DecoderLayer, RMSNorm, Step
+from .ops.attention import check_implementation
 from .quantize import Quantized, quantize, replace_parameter
 from .shapes import Hidden, Positions, TokenIds
 
@@ -45,6 +46,7 @@ class Pretrained(nn.Module):
         super().__init__()
         self.config = config
         check_dtype(dtype)
+        check_implementation(attn_implementation)
         with torch.device("meta"):  # shapes only: the weights come once, below
             self._build(config, attn_implementation)
         if seed is not None:

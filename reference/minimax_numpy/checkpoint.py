@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import TensorSpec, serialize_file
+from safetensors import SafetensorError, TensorSpec, serialize_file
 
 from .config import MiniMaxConfig
 from .quantize import Quantized, is_quantized, quantize
@@ -379,7 +379,10 @@ def save_tensors(file: Path, tensors: Mapping[str, np.ndarray], metadata: dict[s
         )
         for name, x in whole.items()
     }
-    serialize_file(specs, file, metadata={"format": "pt", **(metadata or {})})
+    try:
+        serialize_file(specs, file, metadata={"format": "pt", **(metadata or {})})
+    except SafetensorError as error:
+        raise OSError(f"{Path(file).parent} does not take the file ({error}); what was there is as it was.") from None
 
 
 def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> None:

@@ -6,6 +6,7 @@ Exit status: 0 the same (or done), 1 different, 2 bad input, told in one sentenc
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,12 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.getcwd() not in sys.path:  # as python -m has it, so that --against finds a module that lies here
             sys.path.insert(0, os.getcwd())
         check_options(options)
-        return options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = tell_warning
+            return options.run(options)
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:  # a traceback would exit 1, which says "different"
         print(f"minimax-twin: {sentence(error)}", file=sys.stderr)
         return BAD_INPUT
+
+
+def tell_warning(message: Warning | str, *_, **__) -> None:
+    """A warning is for whoever typed the command: the sentence, without the line of code that it comes from."""
+    print(f"minimax-twin: {message}", file=sys.stderr)
 
 
 def sentence(error: Exception) -> str:
@@ -123,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--quantization", choices=KINDS, help="also the bytes with attention and experts quantised")
 
     sub = command(run_bench, "measure; prints ratios of one run")
-    sub.add_argument("what", choices=("prefill", "loading"))
+    sub.add_argument("what", choices=("prefill", "loading", "decode"))
     sub.add_argument("--length", type=int, default=4096, help="tokens of the prefill")
     sub.add_argument("--repeat", type=int, default=3)
     return top

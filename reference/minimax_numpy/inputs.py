@@ -45,7 +45,7 @@ def check_cache(config, cache, x, cu_seqlens) -> None:
         raise ValueError(f"The cache holds {len(cache.lengths)} rows but this call has {rows}.")
     if cache.config != config:
         raise ValueError("The cache was made for a model of another configuration; start a new one.")
-    if cache.dtype not in (None, x.dtype):
+    if cache.dtype is not None and cache.dtype != x.dtype:  # None is float64 to NumPy
         raise ValueError(f"The cache holds {cache.dtype} but this model computes in {x.dtype}; start a new one.")
 
 

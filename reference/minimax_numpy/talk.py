@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .check.targets import optional
+from .checkpoint import write_whole
 from .model import MiniMaxForCausalLM
 from .text import Tokenizer
 
@@ -83,7 +84,8 @@ def run_generate(options) -> int:
         results.append(result)
     show(results, tokenizer)
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+        write_whole(options.json, lambda file: file.write_text(text, encoding="utf-8"))
     return 0
 
 

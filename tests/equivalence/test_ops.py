@@ -54,7 +54,10 @@ def cases() -> dict[str, tuple[str, dict]]:
         for title, seen in (("causal", None), ("some keys, and none", visible)):
             inputs = {"q": x(B, H, T, d), "k": x(B, G, J, d), "v": x(B, G, J, e), "visible": seen}
             add("softmax_attention", f"T={T}, J={J}, {title}", **inputs)
-    lengths, keys = np.array([[0, 1, 2, 3], [6, 7, 7, 8]]), np.array([[0, 1, 2, 3, 4, 5, 6, 7, 8], [7, 8, -1, 3, 4, 5, 6, 0, 1]])
+    lengths, keys = (
+        np.array([[0, 1, 2, 3], [6, 7, 7, 8]]),
+        np.array([[0, 1, 2, 3, 4, 5, 6, 7, 8], [7, 8, -1, 3, 4, 5, 6, 0, 1]]),
+    )
     for window in (None, 1, 3):
         add("visible_keys", f"window {window}", positions=lengths, key_positions=keys, sliding_window=window)
     for rotary_dim in (0, 2, 6, 8):
