@@ -5,13 +5,14 @@ written out, or "flash_attention_2"), and `from_reference`, which takes a NumPy 
 """
 
 import os
+from functools import partial
 from typing import Any
 
 import minimax_numpy.model as reference
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from minimax_numpy.checkpoint import Checkpoint, matrices, plan_loading, save_checkpoint
+from minimax_numpy.checkpoint import Checkpoint, by_matrix, plan_loading, read_matrix, save_checkpoint
 from minimax_numpy.config import MiniMaxConfig
 from minimax_numpy.generate import Generates
 from minimax_numpy.inputs import check_cache, check_inputs, check_kept, check_labels, check_lm_head
@@ -123,10 +124,11 @@ class Pretrained(nn.Module):
             return read_tensor(checkpoint, disk_name).to(device)
 
         weights: dict[str, Any] = {}
+        empty = partial(torch.empty, device=device)
         for name, shape in config.parameter_shapes(cls.head).items():
             if quantization and is_quantized(name):
-                for place, matrix in matrices(plan[name], read, lambda x, shape=shape: x.new_empty(shape[1:])):
-                    q = quantize(matrix, quantization, dtype)
+                for place, parts in by_matrix(plan[name]):
+                    q = quantize(read_matrix(parts, shape[1:], read, empty), quantization, dtype)
                     if place == ():
                         weights[name] = q
                     else:

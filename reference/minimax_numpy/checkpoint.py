@@ -271,8 +271,8 @@ def load_weights(
     weights: dict[str, Any] = {}
     for name, shape in config.parameter_shapes(head).items():
         if quantization and is_quantized(name):
-            for place, matrix in matrices(plan[name], checkpoint.read, lambda x, s=shape: np.empty(s[1:], x.dtype)):
-                q = quantize(matrix, quantization, dtype)
+            for place, parts in by_matrix(plan[name]):
+                q = quantize(read_matrix(parts, shape[1:], checkpoint.read, np.empty), quantization, dtype)
                 if place == ():
                     weights[name] = q
                 else:
@@ -291,19 +291,23 @@ def load_weights(
     return weights
 
 
-def matrices(parts: list[tuple[str, tuple]], read: Callable, room: Callable) -> Iterator[tuple[tuple, Any]]:
-    """Each matrix of a parameter with its place, () or an expert's (e,).
+def by_matrix(parts: list[tuple[str, tuple]]) -> Iterator[tuple[tuple, list[tuple[str, tuple]]]]:
+    """Each matrix of a parameter: its place, () or an expert's (e,), and the tensors on disk that make it."""
+    for place, of_one in groupby(parts, key=lambda part: part[1][:1]):
+        yield place, [(disk_name, where[1:]) for disk_name, where in of_one]
 
-    ``read(disk_name)`` reads one tensor; ``room(x)`` makes an empty matrix of x's type, where the file has halves.
-    """
-    for place, pieces_of_one in groupby(parts, key=lambda part: part[1][:1]):
-        matrix = None
-        for disk_name, where in pieces_of_one:
-            x = read(disk_name)
-            if where[1:]:
-                matrix = room(x) if matrix is None else matrix
-                matrix[where[1:]] = x
-        yield place, x if matrix is None else matrix
+
+def read_matrix(parts: list[tuple[str, tuple]], shape: tuple[int, ...], read: Callable, empty: Callable) -> Any:
+    """Read a matrix that ``read(disk_name)`` gives whole, or in halves that fill ``empty(shape, dtype=…)``."""
+    if len(parts) == 1:
+        return read(parts[0][0])
+    matrix = None
+    for disk_name, where in parts:
+        x = read(disk_name)
+        matrix = empty(shape, dtype=x.dtype) if matrix is None else matrix
+        matrix[where] = x
+        del x  # before the next is read
+    return matrix
 
 
 def disk_tensors(weights: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:

@@ -78,9 +78,9 @@ class MiniMaxModel:
         hold this model.
         """
         check_kind(quantization)
+        dtype, lm_head_dtype = (None if t is None else check_dtype(t) for t in (dtype, lm_head_dtype))
         config = MiniMaxConfig.from_pretrained(path)
         check_lm_head(cls.head, config, lm_head_dtype)
-        dtype, lm_head_dtype = (None if t is None else check_dtype(t) for t in (dtype, lm_head_dtype))
         weights = load_weights(path, config, cls.head, dtype, quantization, lm_head_dtype)
         return cls(config, dtype=weights["model.embed_tokens.weight"].dtype, weights=weights)
 

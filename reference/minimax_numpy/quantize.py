@@ -33,7 +33,7 @@ from jaxtyping import Float, Int8, UInt8
 KINDS = ("int8", "nf4", "nf4-double")
 BLOCK, GROUP = 64, 256
 TINY = np.float32(1e-38)  # smaller scales than this have no finite reciprocal
-AT_A_TIME = 1 << 20  # weights: what is computed on the way to a code takes many times a code's room
+AT_A_TIME = 1 << 18  # weights: what is computed on the way to a code takes forty times its room
 # QLoRA's appendix E, as float32.
 NF4 = np.array(
     [
