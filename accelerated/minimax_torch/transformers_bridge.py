@@ -29,6 +29,7 @@ from . import model as twins
 from . import ops
 from .cache import Cache
 from .model import DTYPES, Pretrained
+from .ops.attention import check_implementation
 
 transformers = optional("transformers", "hf")
 outputs = optional("transformers.modeling_outputs", "hf")
@@ -202,7 +203,7 @@ class Bridge(transformers.PreTrainedModel):
 
     def __init__(self, config, twin: Pretrained | None = None):
         attention = config._attn_implementation or "sdpa"
-        check_attention(attention)
+        check_implementation(attention)
         config._experts_implementation = "eager"  # the twin has its own, whatever this says
         super().__init__(config)
         if twin is None:
@@ -345,8 +346,8 @@ class Bridge(transformers.PreTrainedModel):
             self.generation_config.save_pretrained(save_directory)
 
     def set_attn_implementation(self, attn_implementation: str) -> None:
-        """Attend in that way, "sdpa" or "eager", from the next call on."""
-        check_attention(attn_implementation)
+        """Attend in that way from the next call on."""
+        check_implementation(attn_implementation)
         for module in self.modules():
             if hasattr(module, "attn_implementation"):
                 module.attn_implementation = attn_implementation
@@ -497,11 +498,6 @@ REGISTERED = {
 def our_config(config) -> MiniMaxConfig:
     """What a configuration of transformers says to us, its unknown keys included."""
     return MiniMaxConfig.from_dict(config.to_dict())
-
-
-def check_attention(implementation: str) -> None:
-    """Refuse a way to attend that is not there, before anything is loaded."""
-    ops.softmax_attention(*[torch.zeros(1, 1, 1, 1, device="cpu")] * 3, implementation=implementation)
 
 
 def given(value: bool | None, default: bool) -> bool:
