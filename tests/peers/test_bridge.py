@@ -358,6 +358,21 @@ def test_what_it_says_is_what_transformers_says(head, folder):
     )
 
 
+def test_an_answer_that_was_cut_off_counts_for_nothing(folder):
+    """A position past the end of the text is no position, as in transformers; a label out of range is refused."""
+    model = getattr(transformers, AUTO["MiniMaxForQuestionAnswering"]).from_pretrained(
+        folder("MiniMaxForQuestionAnswering")
+    )
+    start, end = torch.tensor([2, 40]), torch.tensor([12, 3])
+    with torch.no_grad():
+        out = model(IDS[:2], start_positions=start, end_positions=end)
+        scores = out.start_logits[:1].log_softmax(-1), out.end_logits.log_softmax(-1)
+    want = -(scores[0][0, 2] + scores[1][1, 3]) / 2  # of four positions, two are past the end of 12 tokens
+    assert_same(out.loss, want)
+    with pytest.raises(ValueError, match="out of range"):
+        model(IDS[:2], start_positions=start, end_positions=-end)
+
+
 def test_logits_to_keep(model):
     """The last n, or those named."""
     with torch.no_grad():
@@ -536,6 +551,8 @@ def test_changes_on_the_way_in(folder):
     assert model.twin.config.sliding_window == model.config.sliding_window == 5
     same = AutoModelForCausalLM.from_pretrained(folder(sliding_window=5))
     assert_same(model(IDS).logits, same(IDS).logits)
+    other = AutoModelForCausalLM.from_pretrained(folder(), config=model.config, dtype="float32")
+    assert other.twin.config.sliding_window == 5 and model.config.dtype == torch.float64  # the caller's stays as it was
 
 
 def test_changes_that_the_weights_do_not_allow(folder):
