@@ -103,6 +103,7 @@ def test_the_auto_class_gives_our_twin(model):
     assert model.get_submodule("model.layers.3.self_attn.qkv_proj") is model.twin.model.layers[3].self_attn.qkv_proj
     assert model.twin.config.rotary_dim == 8 and model.twin.config.slope_rule == "original"
     assert model.dtype == torch.float64 and not model.training
+    assert set(model.get_experts_implementation().values()) == {"eager"}  # generate has none of its own to put in
     assert set(model.state_dict()) == set(model.twin.config.parameter_shapes())
 
 
@@ -650,6 +651,26 @@ def test_one_step_of_an_optimiser(head, folder):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     optimiser.step()
     assert loss() < before
+
+
+def test_transformers_trainer(folder, tmp_path):
+    """Trains it and saves it; what it saved is what it trained."""
+    model = AutoModelForCausalLM.from_pretrained(folder(), dtype="float32")
+    before = copy.deepcopy(model.state_dict())
+    options = transformers.TrainingArguments(
+        tmp_path,
+        max_steps=2,
+        save_steps=2,
+        per_device_train_batch_size=4,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+    )
+    texts = [{"input_ids": ids, "attention_mask": mask, "labels": ids} for ids, mask in zip(IDS, MASK, strict=True)]
+    transformers.Trainer(model, options, train_dataset=texts).train()
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-2").state_dict()
+    for name, x in model.state_dict().items():
+        assert torch.equal(saved[name], x) and not torch.equal(before[name], x), name
 
 
 def test_a_copy_is_a_model_of_its_own(model):
