@@ -39,9 +39,11 @@ import sys, {package} as package
 def rss():
     with open("/proc/self/status") as f:
         return {{k: int(v.split()[0]) * 1024 for k, v in (l.split(":") for l in f if l.startswith(("VmRSS", "VmHWM")))}}
-package.MiniMaxForCausalLM.from_pretrained(sys.argv[2])  # a small one first: libraries load themselves lazily, too
+kind = sys.argv[3] or None
+# a small one first: libraries load themselves lazily, too
+package.MiniMaxForCausalLM.from_pretrained(sys.argv[2], quantization=kind)
 before = rss()["VmRSS"]
-model = package.MiniMaxForCausalLM.from_pretrained(sys.argv[1])
+model = package.MiniMaxForCausalLM.from_pretrained(sys.argv[1], quantization=kind)
 after = rss()
 kept = sum(x.nbytes for x in model.weights.values())
 largest = max(x.nbytes for x in model.weights.values())
@@ -108,11 +110,18 @@ def loading(options) -> int:
         model = twin.MiniMaxForCausalLM.from_reference(MiniMaxForCausalLM(config), dtype=torch.bfloat16)
         model.save_pretrained(folder)
         stored = os.path.getsize(os.path.join(folder, "model.safetensors"))
-        print(f"a checkpoint of {stored / 2**20:.0f} MiB in bfloat16, read a tensor at a time in a process of its own")
+        quantised = f", quantised to {options.quantization}" if options.quantization else ""
+        print(
+            f"a checkpoint of {stored / 2**20:.0f} MiB in bfloat16, read a tensor at a time{quantised}, "
+            "in a process of its own"
+        )
         for package in ("minimax_numpy", "minimax_torch"):
             code = LOAD.format(package=package)
             out = subprocess.run(
-                [sys.executable, "-c", code, folder, str(TINY)], check=True, capture_output=True, text=True
+                [sys.executable, "-c", code, folder, str(TINY), options.quantization or ""],
+                check=True,
+                capture_output=True,
+                text=True,
             )
             kept, largest, peak = map(int, out.stdout.split())
             above, mib = (peak - kept) / largest, 2**20

@@ -130,6 +130,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("what", choices=("prefill", "loading"))
     sub.add_argument("--length", type=int, default=4096, help="tokens of the prefill")
     sub.add_argument("--repeat", type=int, default=3)
+    sub.add_argument("--quantization", choices=KINDS, help="what loading quantises to")
     return top
 
 
