@@ -1,7 +1,7 @@
 """Twin of `minimax_numpy.model`: the same models as torch modules, on any device, float64 to float16.
 
-Beside what the reference offers: ``device=`` and ``attn_implementation=`` ("sdpa", or "eager" for the equation
-written out), and `from_reference`, which takes a NumPy model's weights.
+Beside what the reference offers: ``device=`` and ``attn_implementation=`` ("sdpa", "eager" for the equation
+written out, or "flash_attention_2"), and `from_reference`, which takes a NumPy model's weights.
 """
 
 import os
@@ -14,15 +14,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from minimax_numpy.checkpoint import Checkpoint, by_matrix, plan_loading, read_matrix, save_checkpoint
 from minimax_numpy.config import MiniMaxConfig
-from minimax_numpy.generate import generate
-from minimax_numpy.inputs import check_inputs, check_kept, check_labels, check_lm_head
+from minimax_numpy.generate import Generates
+from minimax_numpy.inputs import check_cache, check_inputs, check_kept, check_labels, check_lm_head
 from minimax_numpy.model import ModelOutput, fresh_weights
 from minimax_numpy.quantize import check_kind, is_quantized
 from torch import Tensor, nn
 
 from . import ops
-from .cache import Cache
+from .cache import Cache, held_positions, to_bits
 from .layers import DecoderLayer, RMSNorm, Step
+from .ops.attention import check_implementation
 from .quantize import Quantized, quantize, replace_parameter
 from .shapes import Hidden, Positions, TokenIds
 
@@ -46,6 +47,7 @@ class Pretrained(nn.Module):
         super().__init__()
         self.config = config
         check_dtype(dtype)
+        check_implementation(attn_implementation)
         with torch.device("meta"):  # shapes only: the weights come once, below
             self._build(config, attn_implementation)
         if seed is not None:
@@ -115,34 +117,7 @@ class Pretrained(nn.Module):
         config = MiniMaxConfig.from_pretrained(path)
         check_lm_head(cls.head, config, lm_head_dtype)
         model = cls(config, seed=None, attn_implementation=attn_implementation)
-        checkpoint = Checkpoint(path)
-        plan = plan_loading(checkpoint, config, cls.head)
-
-        def read(disk_name: str) -> Tensor:
-            return read_tensor(checkpoint, disk_name).to(device)
-
-        weights: dict[str, Any] = {}
-        empty = partial(torch.empty, device=device)
-        for name, shape in config.parameter_shapes(cls.head).items():
-            if quantization and is_quantized(name):
-                for place, parts in by_matrix(plan[name]):
-                    q = quantize(read_matrix(parts, shape[1:], read, empty), quantization, dtype)
-                    if place == ():
-                        weights[name] = q
-                    else:
-                        weights.setdefault(name, Quantized(quantization, shape, q.dtype, device=device))[place[0]] = q
-                continue
-            wide = {"mlp.gate.weight": torch.float32, "lm_head.weight": lm_head_dtype}
-            least = next((least for end, least in wide.items() if name.endswith(end)), None)
-            for disk_name, where in plan[name]:
-                x = read(disk_name)
-                kept = x.dtype if dtype is None else dtype
-                x = x.to(kept if least is None else torch.promote_types(kept, least))
-                if where == ():
-                    weights[name] = x
-                else:
-                    weights.setdefault(name, x.new_empty(shape))[where] = x
-        model._take(weights, None, device)
+        model._take(load_weights(path, config, cls.head, dtype, quantization, lm_head_dtype, device), None, device)
         return model
 
     def save_pretrained(self, path: str | os.PathLike, max_shard_bytes: int = 5 * 10**9) -> None:
@@ -177,20 +152,21 @@ class MiniMaxModel(Pretrained):
         output_router_logits: bool = False,
     ) -> ModelOutput:
         """Twin of the call of [MiniMaxModel][minimax_numpy.model.MiniMaxModel]."""
-        check_inputs(self.config, input_ids, attention_mask, position_ids, cache, inputs_embeds, cu_seqlens)
+        check_inputs(self.config, input_ids, attention_mask, position_ids, inputs_embeds, cu_seqlens)
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
         mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
-        rows = 1 if cu_seqlens is None else len(cu_seqlens) - 1
-        memory = cache or Cache(self.config, max(rows, len(x)), x.device)
+        if cache is not None:
+            check_cache(self.config, cache, x, cu_seqlens)
+        memory = cache or Cache(self.config, len(x) if cu_seqlens is None else len(cu_seqlens) - 1, x.device)
         step, lengths = plan_step(self.config, x.shape[:2], mask, position_ids, memory.lengths, cu_seqlens)
 
         hidden_states, router_logits = [x], []
-        for layer, layer_memory in zip(self.layers, memory.layers, strict=True):
-            x, logits = layer(x, step, layer_memory)
-            hidden_states.append(x)
-            router_logits.append(logits)
+        with memory.advancing(lengths, x.dtype):
+            for layer, layer_memory in zip(self.layers, memory.layers, strict=True):
+                x, logits = layer(x, step, layer_memory)
+                hidden_states.append(x)
+                router_logits.append(logits)
         x = self.norm(x)
-        memory.lengths = lengths
         return ModelOutput(
             cache=memory if use_cache or cache is not None else None,
             hidden_states=[*hidden_states, x] if output_hidden_states else None,
@@ -199,7 +175,7 @@ class MiniMaxModel(Pretrained):
         )
 
 
-class MiniMaxForCausalLM(Pretrained):
+class MiniMaxForCausalLM(Pretrained, Generates):
     """Twin of [MiniMaxForCausalLM][minimax_numpy.model.MiniMaxForCausalLM]."""
 
     head = "MiniMaxForCausalLM"
@@ -238,27 +214,19 @@ class MiniMaxForCausalLM(Pretrained):
             out.loss = None if out.loss is None else out.loss + self.config.router_aux_loss_coef * out.aux_loss
         return out
 
+    def empty_cache(self, rows: int) -> Cache:
+        """A cache of this model that has seen nothing."""
+        return Cache(self.config, rows, self.device)
+
     @torch.no_grad()
-    def generate(
-        self,
-        input_ids: TokenIds,
-        attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
-        max_new_tokens: int = 20,
-        eos_token_id: int | tuple[int, ...] | None = None,
-        cache: Cache | None = None,
-    ) -> Int[Tensor, "B T_plus_new"]:
-        """Twin of [generate][minimax_numpy.model.MiniMaxForCausalLM.generate]."""
-        check_inputs(self.config, input_ids, attention_mask, None, cache, None, None)
-        device = input_ids.device
-        cache = cache or Cache(self.config, len(input_ids), device)
+    def show(self, ids: np.ndarray, mask: np.ndarray, cache: Cache) -> Float[np.ndarray, "B V"]:
+        """Show the model some tokens, given as arrays; logits after the last column, in float64."""
+        tokens, real = torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+        return self(tokens, real, cache=cache, logits_to_keep=1).logits[:, -1].double().cpu().numpy()
 
-        def step(ids: np.ndarray, mask: np.ndarray) -> Float[np.ndarray, "B V"]:
-            tokens, real = torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
-            return self(tokens, real, cache=cache, logits_to_keep=1).logits[:, -1].double().cpu().numpy()
-
-        prompt, mask = input_ids.cpu().numpy(), None if attention_mask is None else attention_mask.cpu().numpy()
-        ids = generate(step, self.config, prompt, mask, max_new_tokens, eos_token_id)
-        return torch.from_numpy(ids).to(device)
+    def as_given(self, x: np.ndarray) -> Tensor:
+        """An array as this package has it."""
+        return torch.from_numpy(x).to(self.device)
 
 
 class MiniMaxForSequenceClassification(Pretrained):
@@ -326,12 +294,24 @@ def plan_step(config, shape, mask, position_ids, lengths, cu_seqlens):
         shape = rows.shape
     real = torch.ones(1, shape[1], dtype=torch.int64, device=lengths.device) if mask is None else mask.long()
     slots = real.cumsum(dim=1) - real + lengths[:, None]  # (B, T)
-    lengths = lengths + real.sum(dim=1)
+    after = lengths + real.sum(dim=1)
+    several_in_window = config.sliding_window and shape[1] > 1  # one alone sees all that a window's buffer holds
     visible = None
-    if mask is not None or config.sliding_window or bool((lengths != lengths[0]).any()):
-        visible = ops.visible_keys(slots, int(lengths.max()), config.sliding_window)
+    if mask is not None or several_in_window or bool((after != after[0]).any()):
+        visible = ops.visible_keys(slots, key_positions(config, slots, mask, lengths, after), config.sliding_window)
     positions = slots if rows is None else slots[mask][None]
-    return Step(positions if position_ids is None else position_ids, slots, mask, visible, rows), lengths
+    return Step(positions if position_ids is None else position_ids, slots, mask, visible, rows), after
+
+
+def key_positions(config, slots, mask, before, after):
+    """Twin of [key_positions][minimax_numpy.model.key_positions]."""
+    window = config.sliding_window
+    if window is None:
+        return torch.arange(int(after.max()), device=after.device)[None]
+    if slots.shape[1] == 1:
+        return held_positions(after, window)
+    new = slots if mask is None else torch.where(mask, slots, -1)
+    return torch.cat([held_positions(before, window), new], dim=1)
 
 
 def within_documents(labels: Int[Tensor, "B T"], cu_seqlens: Int[Tensor, "N_plus_1"] | None) -> Int[Tensor, "B T"]:
@@ -367,6 +347,46 @@ def check_device(device: torch.device | str | None) -> torch.device:
     return device
 
 
+def load_weights(
+    path: str | os.PathLike,
+    config: MiniMaxConfig,
+    head: str,
+    dtype: torch.dtype | None,
+    quantization: str | None,
+    lm_head_dtype: torch.dtype | None,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Twin of [load_weights][minimax_numpy.checkpoint.load_weights], onto a device."""
+    checkpoint = Checkpoint(path)
+    plan = plan_loading(checkpoint, config, head)
+    empty = partial(torch.empty, device=device)
+
+    def read(disk_name: str) -> Tensor:
+        return read_tensor(checkpoint, disk_name).to(device)
+
+    weights: dict[str, Any] = {}
+    for name, shape in config.parameter_shapes(head).items():
+        if quantization and is_quantized(name):
+            for place, parts in by_matrix(plan[name]):
+                q = quantize(read_matrix(parts, shape[1:], read, empty), quantization, dtype)
+                if place == ():
+                    weights[name] = q
+                else:
+                    weights.setdefault(name, Quantized(quantization, shape, q.dtype, device=device))[place[0]] = q
+            continue
+        wide = {"mlp.gate.weight": torch.float32, "lm_head.weight": lm_head_dtype}
+        least = next((least for end, least in wide.items() if name.endswith(end)), None)
+        for disk_name, where in plan[name]:
+            x = read(disk_name)
+            kept = x.dtype if dtype is None else dtype
+            x = x.to(kept if least is None else torch.promote_types(kept, least))
+            if where == ():
+                weights[name] = x
+            else:
+                weights.setdefault(name, x.new_empty(shape))[where] = x
+    return weights
+
+
 def read_tensor(checkpoint: Checkpoint, disk_name: str) -> Tensor:
     """Read one tensor in its stored type. Raises ValueError where a number is not finite."""
     bits = checkpoint.bits(disk_name)
@@ -375,9 +395,3 @@ def read_tensor(checkpoint: Checkpoint, disk_name: str) -> Tensor:
     if x.numel() and not torch.stack(x.aminmax()).isfinite().all():  # no copy: NaN and infinity come through
         checkpoint.read(disk_name)  # says which and how many
     return x
-
-
-def to_bits(x: Tensor) -> np.ndarray:
-    """A tensor as NumPy holds it; bfloat16 becomes uint16, its bits."""
-    x = x.detach().cpu().contiguous()
-    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()

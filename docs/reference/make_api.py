@@ -15,7 +15,7 @@ PAGES = {
         "NumPy",
         "reference/minimax_numpy",
         ["shapes", "config", "ops", *(f"ops.{name}" for name in OPS.split()), "cache", "layers", "model", "generate"],
-        ["inputs", "trace", "quantize", "checkpoint", "counts"],
+        ["inputs", "trace", "quantize", "checkpoint", "cache_file", "text", "counts"],
         "The truth: short functions on arrays. Modules stand in reading order, each with its equation first; the "
         "letters of every shape are those of the first section. Below an entry are its source and the way to its twin.",
     ),

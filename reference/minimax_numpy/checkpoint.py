@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import TensorSpec, serialize_file
+from safetensors import SafetensorError, TensorSpec, serialize_file
 
 from .config import MiniMaxConfig
 from .quantize import Quantized, is_quantized, quantize
@@ -132,6 +132,15 @@ class Checkpoint:
 
 def read_header(path: Path) -> dict[str, Entry]:
     """Read the table of contents of one file, and check that the file holds all of it."""
+    return _read_header(path)[0]
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read what a file says of itself."""
+    return _read_header(path)[1]
+
+
+def _read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     size = path.stat().st_size
     with open(path, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
@@ -142,12 +151,12 @@ def read_header(path: Path) -> dict[str, Entry]:
         text = f.read(length)
     try:
         header = json.loads(text)
-        header.pop("__metadata__", None)
+        told = dict(header.pop("__metadata__", {}))
         entries = {name: _entry(path, 8 + length, item) for name, item in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path} has a damaged header; get the file again.") from None
     _check_places(path, entries, size)
-    return entries
+    return entries, told
 
 
 def _entry(path: Path, data: int, item: dict) -> Entry:
@@ -374,7 +383,25 @@ def save_tensors(file: Path, tensors: Mapping[str, np.ndarray], metadata: dict[s
         )
         for name, x in whole.items()
     }
-    serialize_file(specs, file, metadata={"format": "pt", **(metadata or {})})
+    try:
+        serialize_file(specs, file, metadata={"format": "pt", **(metadata or {})})
+    except SafetensorError as error:
+        raise OSError(f"{Path(file).parent} does not take the file ({error}); what was there is as it was.") from None
+
+
+def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
+    """Let ``write(file)`` fill a file under another name, then rename it: whole or not at all."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent}; make it first.")
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(Path(draft))
+        Path(draft).chmod(0o644)
+        Path(draft).replace(path)
+    finally:
+        Path(draft).unlink(missing_ok=True)
 
 
 def _some(names: list[str]) -> str:
