@@ -5,6 +5,8 @@ written out), and `from_reference`, which takes a NumPy model's weights.
 """
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import minimax_numpy.model as reference
 import numpy as np
@@ -14,13 +16,14 @@ from minimax_numpy.checkpoint import Checkpoint, plan_loading, save_checkpoint
 from minimax_numpy.config import MiniMaxConfig
 from minimax_numpy.generate import generate
 from minimax_numpy.inputs import check_inputs, check_kept, check_labels
-from minimax_numpy.model import ModelOutput, fresh_weights
+from minimax_numpy.model import ModelOutput, check_held, fresh_weights
 from torch import Tensor, nn
 
 from . import ops
 from .cache import Cache
 from .layers import DecoderLayer, RMSNorm, Step
 from .shapes import Hidden, Positions, TokenIds
+from .streaming import Streamed
 
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 
@@ -30,6 +33,8 @@ class Pretrained(nn.Module):
 
     head: str
     """The name that config.json calls this model by; a subclass goes by it too."""
+    streamed: Streamed | None = None
+    """The weights, where they are read from the shards as they are used."""
 
     def __init__(
         self,
@@ -62,9 +67,20 @@ class Pretrained(nn.Module):
             weights = {name.removeprefix("model."): x for name, x in weights.items()}
         self.load_state_dict(weights, assign=True)
 
+    def _stream(self, weights: Streamed) -> None:
+        """Put weights that are read as they are used where the parameters were; vectors and routers stay parameters."""
+        for name, x in weights.items():
+            path, _, leaf = name.removeprefix("model." if isinstance(self, MiniMaxModel) else "").rpartition(".")
+            module = self.get_submodule(path)
+            del module._parameters[leaf]
+            setattr(module, leaf, nn.Parameter(x, requires_grad=False) if isinstance(x, Tensor) else x)
+        self.streamed = weights
+
     @property
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> Mapping[str, Any]:
         """Name → tensor, named as in ``config.parameter_shapes()``."""
+        if self.streamed is not None:
+            return self.streamed
         prefix = "model." if isinstance(self, MiniMaxModel) else ""
         return {prefix + name: x for name, x in self.state_dict().items()}
 
@@ -89,11 +105,18 @@ class Pretrained(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         attn_implementation: str = "sdpa",
+        *,
+        stream: bool = False,
     ):
         """Twin of [from_pretrained][minimax_numpy.model.MiniMaxModel.from_pretrained]; None keeps every stored type."""
         device = check_device(device)
         config = MiniMaxConfig.from_pretrained(path)
         model = cls(config, seed=None, attn_implementation=attn_implementation)
+        if stream:
+            if dtype is not None:
+                check_dtype(dtype)
+            model._stream(Streamed(path, config, cls.head, dtype, device=device))
+            return model
         checkpoint = Checkpoint(path)
         plan = plan_loading(checkpoint, config, cls.head)
         weights: dict[str, Tensor] = {}
@@ -110,6 +133,7 @@ class Pretrained(nn.Module):
 
     def save_pretrained(self, path: str | os.PathLike, max_shard_bytes: int = 5 * 10**9) -> None:
         """Twin of [save_pretrained][minimax_numpy.model.MiniMaxModel.save_pretrained]."""
+        check_held(self.weights)
         arrays = {name: to_bits(x) for name, x in self.weights.items()}
         save_checkpoint(path, self.config, self.head, arrays, max_shard_bytes)
 
@@ -179,9 +203,17 @@ class MiniMaxForCausalLM(Pretrained):
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
+    def _stream(self, weights: Streamed) -> None:
+        super()._stream(weights)
+        if self.config.tie_word_embeddings:
+            del self.lm_head._parameters["weight"]
+            self.lm_head.weight = self.model.embed_tokens.weight
+
     @property
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> Mapping[str, Any]:
         """Name → tensor, named as in ``config.parameter_shapes()``; a tied head is not counted again."""
+        if self.streamed is not None:
+            return self.streamed
         tied = {"lm_head.weight"} if self.config.tie_word_embeddings else set()
         return {name: x for name, x in self.state_dict().items() if name not in tied}
 

@@ -1,4 +1,4 @@
-"""The command line: ``minimax-twin demo · crosscheck · golden · generate · inspect · bench``.
+"""The command line: ``minimax-twin demo · crosscheck · golden · generate · inspect · make · bench``.
 
 Exit status: 0 the same (or done), 1 different, 2 bad input, told in one sentence.
 """
@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from .check.report import Report
 from .check.single import check_op
 from .check.targets import load_object, optional
 from .checkpoint import Checkpoint
-from .config import MiniMaxConfig
-from .counts import describe
+from .config import LIGHTNING, SOFTMAX, MiniMaxConfig
+from .counts import count, describe
+from .making import make_checkpoint
 from .model import MiniMaxForCausalLM
 from .shipped import TINY
 
@@ -124,6 +126,13 @@ def parser() -> argparse.ArgumentParser:
     checkpoint(sub, "a config.json, a folder, or text-01; without it, the small model")
     sub.add_argument("--length", type=int, default=1_048_576, help="tokens in the cache")
 
+    sub = command(run_make, "write a checkpoint of true shape with random weights")
+    sub.add_argument("folder", type=Path, metavar="DIR")
+    sub.add_argument("--config", default="text-01", metavar="FILE", help="a config.json, a folder, or text-01")
+    kinds = "linear or full for each layer; by default linear,full for text-01, else the configuration's own"
+    sub.add_argument("--layer-types", metavar="linear,full", help=kinds)
+    sub.add_argument("--seed", type=int, default=0)
+
     sub = command(run_bench, "measure; prints ratios of one run")
     sub.add_argument("what", choices=("prefill", "loading"))
     sub.add_argument("--length", type=int, default=4096, help="tokens of the prefill")
@@ -228,6 +237,20 @@ def run_inspect(options) -> int:
     if options.checkpoint.is_dir() and any(options.checkpoint.glob("*.safetensors")):
         stored = Checkpoint(options.checkpoint).nbytes
     print(describe(config, options.length, stored))
+    return OK
+
+
+def run_make(options) -> int:
+    """Write a checkpoint of true shape with random weights in bfloat16, to try streaming on."""
+    original = options.config == "text-01"
+    config = MiniMaxConfig.text_01() if original else MiniMaxConfig.from_pretrained(options.config)
+    kinds = options.layer_types or ("linear,full" if original else None)
+    if kinds:
+        names = [{"linear": LIGHTNING, "full": SOFTMAX}.get(kind, kind) for kind in kinds.split(",")]
+        config = replace(config, layer_types=tuple(names))
+    print(f"{count(config).bytes_bf16 / 1e9:.1f} GB are to be written to {options.folder}", file=sys.stderr)
+    total = make_checkpoint(options.folder, config, options.seed)
+    print(f"wrote {total:,} bytes, {config.num_hidden_layers} layers, to {options.folder}")
     return OK
 
 

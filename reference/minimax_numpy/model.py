@@ -7,6 +7,7 @@ transformers reads and writes.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from .generate import generate
 from .inputs import check_inputs, check_kept, check_labels
 from .layers import Step, Weights, decoder_layer
 from .shapes import Hidden, Positions, TokenIds
+from .streaming import Streamed
 from .trace import record
 
 DTYPES = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
@@ -60,21 +62,23 @@ class MiniMaxModel:
     head = "MiniMaxModel"
     """The name that config.json calls this model by; a subclass goes by it too."""
 
-    def __init__(self, config: MiniMaxConfig, seed: int = 0, dtype=np.float32, weights: dict | None = None):
+    def __init__(self, config: MiniMaxConfig, seed: int = 0, dtype=np.float32, weights: Mapping | None = None):
         self.config, self.dtype = config, np.dtype(dtype)
         if self.dtype.name not in DTYPES:
             raise ValueError(f"dtype is {self.dtype.name!r}; NumPy models are {', '.join(DTYPES)}.")
-        self.weights: dict[str, np.ndarray] = weights or fresh_weights(config, self.head, seed, self.dtype)
+        self.weights: Mapping[str, Any] = weights or fresh_weights(config, self.head, seed, self.dtype)
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike, dtype=None):
+    def from_pretrained(cls, path: str | os.PathLike, dtype=None, *, stream: bool = False):
         """Load a folder of safetensors, one tensor at a time.
 
-        ``dtype`` None keeps the stored type where NumPy has it, and takes float32 for bfloat16. Raises
+        ``dtype`` None keeps the stored type where NumPy has it, and takes float32 for bfloat16. With ``stream``
+        nothing is loaded: weights are read from the folder as they are used, a block of rows at a time, and
+        experts only where a token is sent to them ([streaming][minimax_numpy.streaming]). Raises
         FileNotFoundError or ValueError, naming the tensor or file, where the folder does not hold this model.
         """
-        config = MiniMaxConfig.from_pretrained(path)
-        weights = load_weights(path, config, cls.head, None if dtype is None else np.dtype(dtype))
+        config, kept = MiniMaxConfig.from_pretrained(path), None if dtype is None else np.dtype(dtype)
+        weights = Streamed(path, config, cls.head, kept) if stream else load_weights(path, config, cls.head, kept)
         return cls(config, dtype=weights["model.embed_tokens.weight"].dtype, weights=weights)
 
     def save_pretrained(self, path: str | os.PathLike, max_shard_bytes: int = 5 * 10**9) -> None:
@@ -83,6 +87,7 @@ class MiniMaxModel:
         transformers ignores ``rotary_dim``, ``slope_rule``, ``postnorm`` and a shared expert: it runs the same model
         only where the whole head rotates, slopes follow its rule, and there is neither prenorm nor shared expert.
         """
+        check_held(self.weights)
         save_checkpoint(path, self.config, self.head, self.weights, max_shard_bytes)
 
     def __call__(
@@ -240,6 +245,14 @@ class MiniMaxForQuestionAnswering(MiniMaxModel):
         if labels is not None:  # each end is a choice among the T positions
             out.loss = ops.cross_entropy(out.logits.swapaxes(1, 2), labels)
         return out
+
+
+def check_held(weights: Mapping) -> None:
+    """Refuse to save weights that lie in a folder already."""
+    if hasattr(weights, "checkpoint"):
+        raise ValueError(
+            f"The weights are streamed from {weights.checkpoint.path}, which is a saved model; copy that folder."
+        )
 
 
 def fresh_weights(config: MiniMaxConfig, head: str, seed: int, dtype: np.dtype) -> dict[str, np.ndarray]:

@@ -13,16 +13,24 @@ import minimax_torch
 import pytest
 
 # Modules that one side has alone: the truth's files and its judge; what only the fast side needs. See design.md.
-ONLY_NUMPY = {"config", "checkpoint", "trace", "generate", "check", "grad", "cli", "counts", "inputs", "shipped"}
+ONLY_NUMPY = {"config", "checkpoint", "trace", "generate", "check", "grad", "cli", "counts", "inputs", "shipped"} | {
+    "making",
+    "forecast",
+}
 ONLY_TORCH = {"hooks", "kernels", "quantize", "train", "bench", "parallel", "transformers_bridge"}
 # Names that one side has alone, and names of the reference's that the twin uses as they are.
 EXTRA = {
     "layers": {"Weights", "RMSNorm", "InnerNorm", "TopKRouter", "Experts"},  # a path; modules for what it finds
     "model": {"Pretrained", "check_dtype", "check_device", "read_tensor", "to_bits"},  # types and devices
     "ops": {"swapped"},  # the mechanism behind both `using`
+    "streaming": {"BLOCK", "Transposed", "NAMES", "TYPES", "all_finite", "check_finite"},  # F.linear asks, not `.T`
     "ops.attention": {"QUERIES_AT_A_TIME"},  # sdpa has its own
 }
-BORROWED = {"model": {"fresh_weights", "ModelOutput"}, "ops.losses": {"IGNORED"}}
+BORROWED = {
+    "model": {"fresh_weights", "check_held", "ModelOutput"},
+    "streaming": {"Rows", "cut", "Scratch", "rows_of_experts"},
+    "ops.losses": {"IGNORED"},
+}
 # Parameters that only one side may have.
 OWN = {"device", "dtype", "weights", "implementation", "attn_implementation", "quantization"}
 
