@@ -127,6 +127,11 @@ class Checkpoint:
         """Files that the index names and that are not there."""
         return sorted(file for file in set(self._file_of.values()) if not (self.path / file).is_file())
 
+    @property
+    def files(self) -> int:
+        """How many files there are, or should be."""
+        return len(set(self._file_of.values()))
+
     def layers(self) -> set[int]:
         """The layers that the index tells of."""
         return {i for i in map(layer_of, self.names()) if i is not None}

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .check import crosscheck
+from .check.crosscheck import foretell
 from .check.golden import judge_golden, write_model, write_op
 from .check.report import Report
 from .check.single import check_op
@@ -20,6 +21,7 @@ from .check.targets import load_object, optional
 from .checkpoint import Checkpoint
 from .config import LIGHTNING, SOFTMAX, MiniMaxConfig
 from .counts import count, describe
+from .forecast import forecast
 from .making import make_checkpoint
 from .model import MiniMaxForCausalLM
 from .shipped import TINY
@@ -89,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command(run_crosscheck, "compare a model, an op or a file of numbers with the reference")
     checkpoint(sub)
+    streamed = "read weights from the shards as they are used: for a checkpoint larger than memory"
     others = "minimax_torch, transformers, package.module:factory, or a trace or answers in .safetensors"
     sub.add_argument("--against", default="minimax_torch", metavar="OTHER", help=others)
     sub.add_argument("--op", metavar="NAME", help="check one op; --against names the function")
@@ -101,6 +104,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--decode", type=int, default=4, help="tokens one by one after it")
     sub.add_argument("--layers", metavar="3,7", help="only the parts of these layers")
     sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--stream-weights", action="store_true", help=streamed)
     sub.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
     sub.add_argument("--plot", type=Path, metavar="FILE", help="draw error by depth, .svg or .png")
 
@@ -121,10 +125,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--dtype", choices=DTYPES, default="float32", help="what the model computes in")
     sub.add_argument("--twin", action="store_true", help="generate with minimax_torch")
     sub.add_argument("--device", default="cpu", help="where the twin runs")
+    sub.add_argument("--stream-weights", action="store_true", help=streamed)
 
     sub = command(run_inspect, "parameters, bytes, FLOPs and memory")
     checkpoint(sub, "a config.json, a folder, or text-01; without it, the small model")
     sub.add_argument("--length", type=int, default=1_048_576, help="tokens in the cache")
+    sub.add_argument("--layers", metavar="3,7", help="list the shards that these layers need, by the index alone")
 
     sub = command(run_make, "write a checkpoint of true shape with random weights")
     sub.add_argument("folder", type=Path, metavar="DIR")
@@ -175,9 +181,13 @@ def run_crosscheck(options) -> int:
         report = check_op(options.op, load_object(name), dtype=options.dtype or "float64", seed=options.seed)
     else:
         layers = None if options.layers is None else numbers(options.layers, "--layers")
+        if options.stream_weights and options.against == "minimax_torch":
+            told = foretell(options.checkpoint, options.dtype, options.length, options.decode, layers)
+            print(f"minimax-twin: {told}", file=sys.stderr)
         report = crosscheck(
             options.checkpoint, options.against, dtype=options.dtype, length=options.length, decode=options.decode,
             layers=layers, seed=options.seed, device=options.device,
+            stream=options.stream_weights,
         )  # fmt: skip
     return tell(report, options)
 
@@ -212,15 +222,24 @@ def run_generate(options) -> int:
     width = max(map(len, rows))
     ids = np.array([[0] * (width - len(row)) + row for row in rows], dtype=np.int64)
     mask = np.array([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    if options.stream_weights:
+        config = MiniMaxConfig.from_pretrained(options.checkpoint)
+        size = "float64" if options.dtype == "float64" else "float32"
+        told = forecast(options.checkpoint, config, width, options.max_new_tokens, rows=len(rows), dtype=size)
+        print(f"minimax-twin: {told}", file=sys.stderr)
     if options.twin:
         twin, torch = optional("minimax_torch", "torch"), optional("torch", "torch")
         dtype = getattr(torch, options.dtype)
-        model = twin.MiniMaxForCausalLM.from_pretrained(options.checkpoint, dtype=dtype, device=options.device)
+        model = twin.MiniMaxForCausalLM.from_pretrained(
+            options.checkpoint, dtype=dtype, device=options.device, stream=options.stream_weights
+        )
         ids, mask = (torch.from_numpy(x).to(options.device) for x in (ids, mask))
     else:
         if options.dtype == "bfloat16":
             raise ValueError("NumPy has no bfloat16; give another --dtype, or --twin.")
-        model = MiniMaxForCausalLM.from_pretrained(options.checkpoint, np.dtype(options.dtype))
+        model = MiniMaxForCausalLM.from_pretrained(
+            options.checkpoint, np.dtype(options.dtype), stream=options.stream_weights
+        )
     for row in model.generate(ids, mask, max_new_tokens=options.max_new_tokens).tolist():
         print(",".join(map(str, row[width:])))
     return OK
@@ -230,6 +249,9 @@ def run_inspect(options) -> int:
     """Count a model's parameters, bytes, FLOPs and memory, exactly, from its configuration."""
     if options.length < 1:
         raise ValueError(f"--length is {options.length}; it must be at least 1.")
+    if options.layers is not None:
+        print(describe_shards(Checkpoint(options.checkpoint), numbers(options.layers, "--layers")))
+        return OK
     if str(options.checkpoint) == "text-01":
         print(describe(MiniMaxConfig.text_01(), options.length))
         return OK
@@ -238,6 +260,23 @@ def run_inspect(options) -> int:
         stored = Checkpoint(options.checkpoint).nbytes
     print(describe(config, options.length, stored))
     return OK
+
+
+def describe_shards(checkpoint: Checkpoint, layers: list[int]) -> str:
+    """The shards that some layers lie in, and which of them are there; by the index, so none needs be."""
+    known = checkpoint.layers()
+    for i in layers:
+        if i not in known:
+            raise ValueError(f"{checkpoint.path} knows nothing of a layer {i}; it tells of {len(known)} layers.")
+    files = checkpoint.shards(layers)
+    width = max(len(file.name) for file in files)
+    lines = [
+        f"{file.name:<{width}}  {file.stat().st_size:>18,} bytes" if file.is_file() else f"{file.name:<{width}}  absent"
+        for file in files
+    ]
+    absent = sum(not file.is_file() for file in files)
+    told = ", ".join(map(str, layers))
+    return "\n".join([*lines, f"layers {told} need {len(files)} of {checkpoint.files} shards; {absent} are absent"])
 
 
 def run_make(options) -> int:
