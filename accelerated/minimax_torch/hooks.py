@@ -125,18 +125,12 @@ class TorchTarget:
                 self.cache = Cache(self.model.config, call.rows, device)
             training = {} if call.labels is None else {"labels": torch.tensor(call.labels, device=device)}
             packed = None if call.cu_seqlens is None else torch.tensor(call.cu_seqlens, device=device)
-            options = dict(call.options)
+            options = {**training, **call.options}
             if call.inputs_embeds is not None:
                 kept = next(x.dtype for name, x in self.model.named_parameters() if "layernorm" in name)
                 options["inputs_embeds"] = torch.tensor(call.inputs_embeds, device=device).to(kept)
             out = self.model(
-                ids,
-                mask,
-                cache=self.cache,
-                cu_seqlens=packed,
-                output_router_logits=bool(training),
-                **training,
-                **options,
+                ids, mask, cache=self.cache, cu_seqlens=packed, output_router_logits=bool(training), **options
             )
         _show_outcome(out, watch)
         _show("cache.lengths", self.cache.lengths, watch)
@@ -221,9 +215,10 @@ class Layers(Pretrained):
 
     def forward(self, input_ids, attention_mask=None, *, inputs_embeds, cache, cu_seqlens=None, **_) -> ModelOutput:
         x = inputs_embeds
-        step, cache.lengths = plan_step(self.config, x.shape[:2], None, None, cache.lengths, None)
-        for i in self.layers:
-            x, _ = self.model["layers"][str(i)](x, step, cache.layers[i])
+        step, lengths = plan_step(self.config, x.shape[:2], None, None, cache.lengths, None)
+        with cache.advancing(lengths, x.dtype):
+            for i in self.layers:
+                x, _ = self.get_submodule(f"model.layers.{i}")(x, step, cache.layers[i])
         return ModelOutput(cache=cache, last_hidden_state=x)
 
 

@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from minimax_numpy.checkpoint import Checkpoint, plan_loading, save_checkpoint
 from minimax_numpy.config import MiniMaxConfig
-from minimax_numpy.generate import generate
-from minimax_numpy.inputs import check_inputs, check_kept, check_labels
+from minimax_numpy.generate import Generates
+from minimax_numpy.inputs import check_cache, check_inputs, check_kept, check_labels
 from minimax_numpy.model import ModelOutput, check_held, fresh_weights
 from torch import Tensor, nn
 
 from . import ops
-from .cache import Cache
+from .cache import Cache, held_positions, to_bits
 from .layers import DecoderLayer, RMSNorm, Step
 from .shapes import Hidden, Positions, TokenIds
 from .streaming import Streamed
@@ -163,20 +163,21 @@ class MiniMaxModel(Pretrained):
         output_router_logits: bool = False,
     ) -> ModelOutput:
         """Twin of the call of [MiniMaxModel][minimax_numpy.model.MiniMaxModel]."""
-        check_inputs(self.config, input_ids, attention_mask, position_ids, cache, inputs_embeds, cu_seqlens)
+        check_inputs(self.config, input_ids, attention_mask, position_ids, inputs_embeds, cu_seqlens)
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
         mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
-        rows = 1 if cu_seqlens is None else len(cu_seqlens) - 1
-        memory = cache or Cache(self.config, max(rows, len(x)), x.device)
+        if cache is not None:
+            check_cache(self.config, cache, x, cu_seqlens)
+        memory = cache or Cache(self.config, len(x) if cu_seqlens is None else len(cu_seqlens) - 1, x.device)
         step, lengths = plan_step(self.config, x.shape[:2], mask, position_ids, memory.lengths, cu_seqlens)
 
         hidden_states, router_logits = [x], []
-        for layer, layer_memory in zip(self.layers, memory.layers, strict=True):
-            x, logits = layer(x, step, layer_memory)
-            hidden_states.append(x)
-            router_logits.append(logits)
+        with memory.advancing(lengths, x.dtype):
+            for layer, layer_memory in zip(self.layers, memory.layers, strict=True):
+                x, logits = layer(x, step, layer_memory)
+                hidden_states += [x] if output_hidden_states else []
+                router_logits.append(logits)
         x = self.norm(x)
-        memory.lengths = lengths
         return ModelOutput(
             cache=memory if use_cache or cache is not None else None,
             hidden_states=[*hidden_states, x] if output_hidden_states else None,
@@ -185,7 +186,7 @@ class MiniMaxModel(Pretrained):
         )
 
 
-class MiniMaxForCausalLM(Pretrained):
+class MiniMaxForCausalLM(Pretrained, Generates):
     """Twin of [MiniMaxForCausalLM][minimax_numpy.model.MiniMaxForCausalLM]."""
 
     head = "MiniMaxForCausalLM"
@@ -232,27 +233,19 @@ class MiniMaxForCausalLM(Pretrained):
             out.loss = None if out.loss is None else out.loss + self.config.router_aux_loss_coef * out.aux_loss
         return out
 
+    def empty_cache(self, rows: int) -> Cache:
+        """A cache of this model that has seen nothing."""
+        return Cache(self.config, rows, self.device)
+
     @torch.no_grad()
-    def generate(
-        self,
-        input_ids: TokenIds,
-        attention_mask: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
-        max_new_tokens: int = 20,
-        eos_token_id: int | tuple[int, ...] | None = None,
-        cache: Cache | None = None,
-    ) -> Int[Tensor, "B T_plus_new"]:
-        """Twin of [generate][minimax_numpy.model.MiniMaxForCausalLM.generate]."""
-        check_inputs(self.config, input_ids, attention_mask, None, cache, None, None)
-        device = input_ids.device
-        cache = cache or Cache(self.config, len(input_ids), device)
+    def show(self, ids: np.ndarray, mask: np.ndarray, cache: Cache) -> Float[np.ndarray, "B V"]:
+        """Show the model some tokens, given as arrays; logits after the last column, in float64."""
+        tokens, real = torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+        return self(tokens, real, cache=cache, logits_to_keep=1).logits[:, -1].double().cpu().numpy()
 
-        def step(ids: np.ndarray, mask: np.ndarray) -> Float[np.ndarray, "B V"]:
-            tokens, real = torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
-            return self(tokens, real, cache=cache, logits_to_keep=1).logits[:, -1].double().cpu().numpy()
-
-        prompt, mask = input_ids.cpu().numpy(), None if attention_mask is None else attention_mask.cpu().numpy()
-        ids = generate(step, self.config, prompt, mask, max_new_tokens, eos_token_id)
-        return torch.from_numpy(ids).to(device)
+    def as_given(self, x: np.ndarray) -> Tensor:
+        """An array as this package has it."""
+        return torch.from_numpy(x).to(self.device)
 
 
 class MiniMaxForSequenceClassification(Pretrained):
@@ -320,12 +313,24 @@ def plan_step(config, shape, mask, position_ids, lengths, cu_seqlens):
         shape = rows.shape
     real = torch.ones(1, shape[1], dtype=torch.int64, device=lengths.device) if mask is None else mask.long()
     slots = real.cumsum(dim=1) - real + lengths[:, None]  # (B, T)
-    lengths = lengths + real.sum(dim=1)
+    after = lengths + real.sum(dim=1)
+    several_in_window = config.sliding_window and shape[1] > 1  # one alone sees all that a window's buffer holds
     visible = None
-    if mask is not None or config.sliding_window or bool((lengths != lengths[0]).any()):
-        visible = ops.visible_keys(slots, int(lengths.max()), config.sliding_window)
+    if mask is not None or several_in_window or bool((after != after[0]).any()):
+        visible = ops.visible_keys(slots, key_positions(config, slots, mask, lengths, after), config.sliding_window)
     positions = slots if rows is None else slots[mask][None]
-    return Step(positions if position_ids is None else position_ids, slots, mask, visible, rows), lengths
+    return Step(positions if position_ids is None else position_ids, slots, mask, visible, rows), after
+
+
+def key_positions(config, slots, mask, before, after):
+    """Twin of [key_positions][minimax_numpy.model.key_positions]."""
+    window = config.sliding_window
+    if window is None:
+        return torch.arange(int(after.max()), device=after.device)[None]
+    if slots.shape[1] == 1:
+        return held_positions(after, window)
+    new = slots if mask is None else torch.where(mask, slots, -1)
+    return torch.cat([held_positions(before, window), new], dim=1)
 
 
 def within_documents(labels: Int[Tensor, "B T"], cu_seqlens: Int[Tensor, "N_plus_1"] | None) -> Int[Tensor, "B T"]:
@@ -368,9 +373,3 @@ def read_tensor(checkpoint: Checkpoint, disk_name: str) -> Tensor:
     if x.numel() and not torch.stack(x.aminmax()).isfinite().all():  # no copy: NaN and infinity come through
         checkpoint.read(disk_name)  # says which and how many
     return x
-
-
-def to_bits(x: Tensor) -> np.ndarray:
-    """A tensor as NumPy holds it; bfloat16 becomes uint16, its bits."""
-    x = x.detach().cpu().contiguous()
-    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()

@@ -12,6 +12,9 @@ Positions = Int[Tensor, "B T"]
 Mask = Bool[Tensor, "B T"]
 """True where a token is real, False where it is padding."""
 
+Lengths = Int[Tensor, "B"]
+"""How many real tokens each row has seen."""
+
 Hidden = Float[Tensor, "B T D"]
 """The residual stream, or a normed copy of it."""
 

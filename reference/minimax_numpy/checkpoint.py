@@ -10,7 +10,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterator, KeysView, Mapping
+from collections.abc import Callable, Collection, Iterator, KeysView, Mapping
 from contextlib import ExitStack
 from itertools import pairwise
 from math import prod
@@ -95,7 +95,7 @@ class Checkpoint:
         width = into.nbytes // (stop - start)
         with open(entry.file, "rb", buffering=0) as f:
             f.seek(entry.offset + start * width)
-            left = memoryview(into).cast("B")
+            left = into.view(np.uint8).reshape(-1).data
             while len(left):
                 got = f.readinto(left)
                 if not got:
@@ -168,6 +168,15 @@ class Checkpoint:
 
 def read_header(path: Path) -> dict[str, Entry]:
     """Read the table of contents of one file, and check that the file holds all of it."""
+    return _read_header(path)[0]
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read what a file says of itself."""
+    return _read_header(path)[1]
+
+
+def _read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     size = path.stat().st_size
     with open(path, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
@@ -178,12 +187,12 @@ def read_header(path: Path) -> dict[str, Entry]:
         text = f.read(length)
     try:
         header = json.loads(text)
-        header.pop("__metadata__", None)
+        told = dict(header.pop("__metadata__", {}))
         entries = {name: _entry(path, 8 + length, item) for name, item in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path} has a damaged header; get the file again.") from None
     _check_places(path, entries, size)
-    return entries
+    return entries, told
 
 
 def _entry(path: Path, data: int, item: dict) -> Entry:
@@ -389,6 +398,21 @@ def save_tensors(file: Path, tensors: Mapping[str, np.ndarray], metadata: dict[s
         for name, x in whole.items()
     }
     serialize_file(specs, file, metadata={"format": "pt", **(metadata or {})})
+
+
+def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
+    """Let ``write(file)`` fill a file under another name, then rename it: whole or not at all."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {path.parent}; make it first.")
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(Path(draft))
+        Path(draft).chmod(0o644)
+        Path(draft).replace(path)
+    finally:
+        Path(draft).unlink(missing_ok=True)
 
 
 def _some(names: list[str]) -> str:

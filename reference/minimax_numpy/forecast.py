@@ -133,7 +133,7 @@ def memory(config: MiniMaxConfig, size: int, tokens: int, new_tokens: int = 0, r
         moments.append(8 * H * d + 8 * G * d + rows * H * 4 * queries * seen // N + 2 * G * d * seen // T)
     if c.shared_intermediate_size:
         moments.append(5 * c.shared_intermediate_size + 3 * D)
-    stream = c.num_hidden_layers + 2 + 6  # hidden states, one a layer; and x, its norm and their sum in a layer
+    stream = 8  # the embedding; x, its norm, an update, their sum, and what makes them
     head = 2 * rows * min(kept or T, T) * c.vocab_size
     return block + cache + wide * (max(N * max(moments), head) + N * D * stream)
 

@@ -3,10 +3,11 @@
 Arrays and tensors are looked at alike, so both twins ask here.
 """
 
+from .cache import check_whole
 from .ops.losses import IGNORED
 
 
-def check_inputs(config, input_ids, attention_mask, position_ids, cache, inputs_embeds, cu_seqlens) -> None:
+def check_inputs(config, input_ids, attention_mask, position_ids, inputs_embeds, cu_seqlens) -> None:
     """Refuse a call that does not fit, in one sentence. Arrays and tensors are looked at alike."""
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Give input_ids or inputs_embeds, one of the two.")
@@ -32,14 +33,20 @@ def check_inputs(config, input_ids, attention_mask, position_ids, cache, inputs_
             )
     if cu_seqlens is not None:
         _check_packing(x, attention_mask, cu_seqlens)
-    if cache is not None:
-        if type(cache.lengths).__module__.split(".")[0] != type(x).__module__.split(".")[0]:
-            raise ValueError("The cache is of the other package: arrays and tensors do not mix.")
-        rows = x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
-        if len(cache.lengths) != rows:
-            raise ValueError(f"The cache holds {len(cache.lengths)} rows but this call has {rows}.")
-        if cache.config != config:
-            raise ValueError("The cache was made for a model of another configuration; start a new one.")
+
+
+def check_cache(config, cache, x, cu_seqlens) -> None:
+    """Refuse a cache that does not go with embeddings x of this model."""
+    check_whole(cache)
+    if type(cache.lengths).__module__.split(".")[0] != type(x).__module__.split(".")[0]:
+        raise ValueError("The cache is of the other package: arrays and tensors do not mix.")
+    rows = x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+    if len(cache.lengths) != rows:
+        raise ValueError(f"The cache holds {len(cache.lengths)} rows but this call has {rows}.")
+    if cache.config != config:
+        raise ValueError("The cache was made for a model of another configuration; start a new one.")
+    if cache.dtype not in (None, x.dtype):
+        raise ValueError(f"The cache holds {cache.dtype} but this model computes in {x.dtype}; start a new one.")
 
 
 def _check_packing(x, attention_mask, cu_seqlens) -> None:

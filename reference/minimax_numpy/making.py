@@ -101,7 +101,7 @@ def write_shard(file: Path, shard: dict[str, tuple[int, ...]], seed: int, first:
         f.write(len(text).to_bytes(8, "little") + text)
         for i, (name, shape) in enumerate(shard.items()):
             for piece in random_numbers(name, shape, np.random.SFC64([seed, first + i])):
-                left = memoryview(piece).cast("B")
+                left = piece.view(np.uint8).reshape(-1).data
                 while len(left):
                     left = left[f.write(left) :]
 

@@ -15,13 +15,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from . import ops
-from .cache import Cache
+from .cache import Cache, held_positions
 from .checkpoint import load_weights, save_checkpoint
 from .config import MiniMaxConfig
-from .generate import generate
-from .inputs import check_inputs, check_kept, check_labels
+from .generate import Generates
+from .inputs import check_cache, check_inputs, check_kept, check_labels
 from .layers import Step, Weights, decoder_layer
-from .shapes import Hidden, Positions, TokenIds
+from .shapes import Hidden, Mask, Positions, TokenIds
 from .streaming import Streamed
 from .trace import record
 
@@ -125,22 +125,23 @@ class MiniMaxModel:
         out : ModelOutput
             ``.last_hidden_state`` (B, T, D), ``.cache``, and what was asked for.
         """
-        check_inputs(self.config, input_ids, attention_mask, position_ids, cache, inputs_embeds, cu_seqlens)
+        check_inputs(self.config, input_ids, attention_mask, position_ids, inputs_embeds, cu_seqlens)
         w = Weights(self.weights)
         x = w["model.embed_tokens.weight"][input_ids] if inputs_embeds is None else inputs_embeds
         x = record("model.embed_tokens", x)  # (B, T, D)
         mask = None if attention_mask is None or attention_mask.all() else attention_mask.astype(bool)
-        rows = 1 if cu_seqlens is None else len(cu_seqlens) - 1
-        memory = cache or Cache(self.config, max(rows, len(x)))
+        if cache is not None:
+            check_cache(self.config, cache, x, cu_seqlens)
+        memory = cache or Cache(self.config, len(x) if cu_seqlens is None else len(cu_seqlens) - 1)
         step, lengths = plan_step(self.config, x.shape[:2], mask, position_ids, memory.lengths, cu_seqlens)
 
         hidden_states, router_logits = [x], []
-        for i in range(self.config.num_hidden_layers):
-            x, logits = decoder_layer(w / "model.layers" / i, x, self.config, i, step, memory.layers[i])
-            hidden_states.append(x)
-            router_logits.append(logits)
+        with memory.advancing(lengths, x.dtype):
+            for i in range(self.config.num_hidden_layers):
+                x, logits = decoder_layer(w / "model.layers" / i, x, self.config, i, step, memory.layers[i])
+                hidden_states += [x] if output_hidden_states else []
+                router_logits.append(logits)
         x = (w / "model").rms_norm("norm", x, self.config.rms_norm_eps)
-        memory.lengths = lengths
         return ModelOutput(
             cache=memory if use_cache or cache is not None else None,
             hidden_states=[*hidden_states, x] if output_hidden_states else None,
@@ -149,7 +150,7 @@ class MiniMaxModel:
         )
 
 
-class MiniMaxForCausalLM(MiniMaxModel):
+class MiniMaxForCausalLM(MiniMaxModel, Generates):
     """The language model: the score of every next token.
 
     ``labels`` [B, T] are the ids themselves; the loss shifts them. ``logits_to_keep`` n returns the last n
@@ -184,22 +185,17 @@ class MiniMaxForCausalLM(MiniMaxModel):
             out.loss = record("loss", out.loss)
         return out
 
-    def generate(
-        self,
-        input_ids: TokenIds,
-        attention_mask: Int[np.ndarray, "B T"] | Bool[np.ndarray, "B T"] | None = None,
-        max_new_tokens: int = 20,
-        eos_token_id: int | tuple[int, ...] | None = None,
-        cache: Cache | None = None,
-    ) -> Int[np.ndarray, "B T_plus_new"]:
-        """Continue each row with its likeliest tokens; see [generate][minimax_numpy.generate.generate]."""
-        check_inputs(self.config, input_ids, attention_mask, None, cache, None, None)
-        cache = cache or Cache(self.config, len(input_ids))
+    def empty_cache(self, rows: int) -> Cache:
+        """A cache of this model that has seen nothing."""
+        return Cache(self.config, rows)
 
-        def step(ids: TokenIds, mask: Bool[np.ndarray, "B T"]) -> Float[np.ndarray, "B V"]:
-            return self(ids, mask, cache=cache, logits_to_keep=1).logits[:, -1]
+    def show(self, ids: TokenIds, mask: Mask, cache: Cache) -> Float[np.ndarray, "B V"]:
+        """Show the model some tokens; logits after the last column."""
+        return self(ids, mask, cache=cache, logits_to_keep=1).logits[:, -1]
 
-        return generate(step, self.config, input_ids, attention_mask, max_new_tokens, eos_token_id)
+    def as_given(self, x: np.ndarray) -> np.ndarray:
+        """An array as this package has it."""
+        return x
 
 
 class MiniMaxForSequenceClassification(MiniMaxModel):
@@ -280,12 +276,24 @@ def plan_step(config, shape, mask, position_ids, lengths, cu_seqlens):
         shape = rows.shape
     before = np.arange(shape[1])[None] if mask is None else np.cumsum(mask, axis=1) - mask
     slots = before + lengths[:, None]  # (B, T)
-    lengths = lengths + (shape[1] if mask is None else mask.sum(axis=1))
+    after = lengths + (shape[1] if mask is None else mask.sum(axis=1))
+    several_in_window = config.sliding_window and shape[1] > 1  # one alone sees all that a window's buffer holds
     visible = None
-    if mask is not None or config.sliding_window or (lengths != lengths[0]).any():
-        visible = ops.visible_keys(slots, int(lengths.max(initial=0)), config.sliding_window)
+    if mask is not None or several_in_window or (after != after[0]).any():
+        visible = ops.visible_keys(slots, key_positions(config, slots, mask, lengths, after), config.sliding_window)
     positions = slots if rows is None else slots[mask][None]
-    return Step(positions if position_ids is None else position_ids, slots, mask, visible, rows), lengths
+    return Step(positions if position_ids is None else position_ids, slots, mask, visible, rows), after
+
+
+def key_positions(config, slots, mask, before, after):
+    """Position of each key that [append][minimax_numpy.cache.SoftmaxMemory.append] returns, (B or 1, J)."""
+    window = config.sliding_window
+    if window is None:
+        return np.arange(after.max(initial=0))[None]
+    if slots.shape[1] == 1:
+        return held_positions(after, window)
+    new = slots if mask is None else np.where(mask, slots, -1)
+    return np.concatenate([held_positions(before, window), new], axis=1)
 
 
 def within_documents(labels: Int[np.ndarray, "B T"], cu_seqlens: Int[np.ndarray, "N_plus_1"] | None):

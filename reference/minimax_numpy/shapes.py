@@ -30,6 +30,9 @@ Positions = Int[np.ndarray, "B T"]
 Mask = Bool[np.ndarray, "B T"]
 """True where a token is real, False where it is padding."""
 
+Lengths = Int[np.ndarray, "B"]
+"""How many real tokens each row has seen."""
+
 Hidden = Float[np.ndarray, "B T D"]
 """The residual stream, or a normed copy of it."""
 

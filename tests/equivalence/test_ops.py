@@ -54,9 +54,12 @@ def cases() -> dict[str, tuple[str, dict]]:
         for title, seen in (("causal", None), ("some keys, and none", visible)):
             inputs = {"q": x(B, H, T, d), "k": x(B, G, J, d), "v": x(B, G, J, e), "visible": seen}
             add("softmax_attention", f"T={T}, J={J}, {title}", **inputs)
-    lengths = np.array([[0, 1, 2, 3], [6, 7, 7, 8]])
+    lengths, keys = (
+        np.array([[0, 1, 2, 3], [6, 7, 7, 8]]),
+        np.array([[0, 1, 2, 3, 4, 5, 6, 7, 8], [7, 8, -1, 3, 4, 5, 6, 0, 1]]),
+    )
     for window in (None, 1, 3):
-        add("visible_keys", f"window {window}", positions=lengths, num_keys=9, sliding_window=window)
+        add("visible_keys", f"window {window}", positions=lengths, key_positions=keys, sliding_window=window)
     for rotary_dim in (0, 2, 6, 8):
         inputs = {"x": x(2, 3, 4, 8), "positions": lengths * 1000, "rotary_dim": rotary_dim, "base": 1e4}
         add("apply_rotary", f"{rotary_dim} of 8", **inputs)

@@ -36,22 +36,15 @@ def check_rows(side, model, ids, masks):
         want = [array(side.call(model, text[None], cache=alone).logits)[0] for text in texts if text.size]
         if want:
             assert_same(np.concatenate([part[row] for part in said]), np.concatenate(want))
-            assert_same_cache(one_row(side, cache, row), alone)
+            assert_same_cache(one_row(cache, row), alone)
         else:
             assert_empty(cache, row)
 
 
-def one_row(side, cache, row):
+def one_row(cache, row):
     """A row of a batch's memory, as a cache of its own."""
-    found = side.cache(cache.config, 1)
-    found.lengths = cache.lengths[row : row + 1]
-    for mine, theirs in zip(found.layers, cache.layers, strict=True):
-        if hasattr(theirs, "state"):
-            mine.state = theirs.state[row : row + 1]
-        else:
-            length = int(cache.lengths[row])
-            slots = side.wrap(np.arange(length)[None])
-            mine.append(theirs.keys[row : row + 1, :, :length], theirs.values[row : row + 1, :, :length], slots, None)
+    found = cache.fork()
+    found.reorder([row])
     return found
 
 

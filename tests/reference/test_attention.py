@@ -45,7 +45,7 @@ def test_without_a_pattern_it_is_plainly_causal(T, J):
 def test_many_queries_are_taken_a_few_at_a_time():
     """A prompt longer than a block of queries: each row is what it is when asked alone."""
     q, k, v = inputs(B=1, H=2, T=600, J=610)
-    visible = ops.visible_keys(np.arange(10, 610)[None], 610, sliding_window=50)
+    visible = ops.visible_keys(np.arange(10, 610)[None], np.arange(610)[None], sliding_window=50)
     for pattern in (visible, None):
         whole = ops.softmax_attention(q, k, v, pattern)
         for t in (0, 255, 256, 599):
@@ -62,10 +62,11 @@ def test_large_scores_do_not_overflow():
 def test_a_window_counts_its_own_token():
     """w keys, itself included: t − w < j ≤ t, for rows of different lengths."""
     positions = np.array([[0, 1, 2, 3], [6, 7, 8, 9]])
-    visible = ops.visible_keys(positions, 10, sliding_window=3)
+    visible = ops.visible_keys(positions, np.arange(10)[None], sliding_window=3)
     for b, t, j in np.ndindex(2, 4, 10):
         assert visible[b, t, j] == (positions[b, t] - 3 < j <= positions[b, t])
-    np.testing.assert_array_equal(ops.visible_keys(positions, 10), ops.visible_keys(positions, 10, sliding_window=10))
+    keys = np.arange(10)[None]
+    np.testing.assert_array_equal(ops.visible_keys(positions, keys), ops.visible_keys(positions, keys, 10))
 
 
 def test_softmax_of_nothing_is_nothing():

@@ -51,7 +51,7 @@ def calls(ops, x, i, b):
         "split_qkv": (ops.split_qkv(x(1, 3, 12), 2), [SAME] * 3),
         "swiglu": ([ops.swiglu(x(1, 3, 4), *(w[0] for w in experts))], [SAME]),
         "unpack": ([ops.unpack(heads, i([[0, 1], [2, 0]]))], [SAME]),
-        "visible_keys": ([ops.visible_keys(rows, 3, 2)], [BOOL]),
+        "visible_keys": ([ops.visible_keys(rows, rows[:1], 2)], [BOOL]),
     }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..shapes import GroupedKeys, GroupedValues, Outputs, Positions, Queries, Visible
@@ -15,10 +15,12 @@ def softmax(scores: Float[Tensor, "*axes n"]) -> Float[Tensor, "*axes n"]:
     return torch.where(unseen, 0, torch.softmax(torch.where(unseen, 0, wide), dim=-1))
 
 
-def visible_keys(positions: Positions, num_keys: int, sliding_window: int | None = None) -> Visible:
+def visible_keys(
+    positions: Positions, key_positions: Int[Tensor, "rows J"], sliding_window: int | None = None
+) -> Visible:
     """Twin of [visible_keys][minimax_numpy.ops.attention.visible_keys]."""
-    t, j = positions[:, :, None], torch.arange(num_keys, device=positions.device)
-    visible = j <= t
+    t, j = positions[:, :, None], key_positions[:, None]  # (B, T, 1), (B, 1, J)
+    visible = (j >= 0) & (j <= t)
     return visible if sliding_window is None else visible & (j > t - sliding_window)
 
 

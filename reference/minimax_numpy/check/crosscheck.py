@@ -80,16 +80,16 @@ def crosscheck(
     if length is not None and length < 1 or decode < 0:
         raise ValueError(f"length is {length} and decode {decode}; a prefill has at least one token, decode 0 or more.")
     path = None if isinstance(truth, MiniMaxForCausalLM) else truth
-    config = truth.config if path is None else MiniMaxConfig.from_pretrained(path)
+    config = truth.config if isinstance(truth, MiniMaxForCausalLM) else MiniMaxConfig.from_pretrained(truth)
     for i in layers or ():
         if not 0 <= i < config.num_hidden_layers:
             raise ValueError(f"There is no layer {i}; this model has layers 0 … {config.num_hidden_layers - 1}.")
     absent = Checkpoint(path).absent() if path is not None and layers else []
     if absent and other != "minimax_torch":
         raise ValueError(
-            f"{path} lacks {absent[0]} and so is only part of a checkpoint; --layers run it against minimax_torch alone."
+            f"{path} lacks {absent[0]} and so is part of a checkpoint, which is compared with minimax_torch alone."
         )
-    exact = Layers(path, layers, np.float64) if absent else _as_float64(truth, stream)
+    exact = Layers(path, layers, np.float64) if path and layers and absent else _as_float64(truth, stream)
     target = as_target(other, path, dtype, device, stream, layers if absent else None)
     dtype = dtype or getattr(target, "dtype", None) or ("float64" if isinstance(target, NumpyTarget) else "float32")
 
@@ -99,10 +99,8 @@ def crosscheck(
     else:
         calls = list(plan_calls(config, target, length, decode, seed, is_streamed(exact)))
     runs = Runs(exact, target, dtype, calls)
-    report = Report(
-        _title(exact, target, dtype, length, decode),
-        notes=[*_notes(target, is_streamed(exact)), *_parts(absent, layers)],
-    )
+    notes = [*_notes(target, is_streamed(exact)), *_parts(absent, layers)]
+    report = Report(_title(exact, target, dtype, length, decode), notes=notes)
     for phase in dict.fromkeys(call.phase for call in calls):
         report.rows += judge_phase(runs, phase, layers)
     outcome = [row for row in report.rows if row.part in ("lm_head", "logits")]
@@ -137,8 +135,8 @@ class Runs:
     def __init__(self, exact: MiniMaxForCausalLM | Layers, target: Target, dtype: str, calls: list[Call]):
         self.exact, self.dtype, self.calls, self.force = exact, dtype, calls, target.forcible
         self.true = self.run(NumpyTarget(exact))
-        once = target.forcible and is_streamed(exact)  # each pass reads the checkpoint again
-        self.free = None if once else self.run(target)
+        self.ran_alone = not (target.forcible and is_streamed(exact))  # each pass reads the checkpoint again
+        self.free = self.run(target) if self.ran_alone else []
         self.found, self.fed = self.free, None
         if target.forcible:
             self.found = self.run(target, self.true)
@@ -278,7 +276,7 @@ def judge_part(runs: Runs, row: Row, decided: dict[str, list[np.ndarray]]) -> Ro
             row.where = _first_wrong(runs, phase, part, allowed)
     if keep is not None and not all(k.all() for k in keep):
         row.note = f"{sum(int((~k).sum()) for k in keep)} undecided tokens left out"
-    if runs.free is not None and runs.force:
+    if runs.force and runs.ran_alone:
         alone = runs.values(runs.free, phase, part, keep)
         row.free = rms(alone - exact) / max(rms(exact), FLOOR) if alone.shape == exact.shape else None
         settled = all(k.all() for masks in decided.values() for k in masks)  # no routing was a toss-up
@@ -326,7 +324,7 @@ def rounded(exact: MiniMaxForCausalLM | Layers, dtype: str) -> NumpyTarget:
     return NumpyTarget(MiniMaxForCausalLM(exact.config, dtype=np.float32, weights=weights))
 
 
-def on_magnitudes(exact: MiniMaxForCausalLM) -> NumpyTarget:
+def on_magnitudes(exact: MiniMaxForCausalLM | Layers) -> NumpyTarget:
     """The same model with its sums taken over magnitudes: how much each part can lose by summing in another order."""
 
     def linear(x, weight, bias=None):

@@ -332,7 +332,7 @@ def sees_the_future(ops):
 @defect("the sliding window is one key too wide", "t − w < j ≤ t: w keys, the query's own included.")
 def widens_the_window(ops):
     right = ops.visible_keys
-    return {"visible_keys": lambda t, J, window=None: right(t, J, window and window + 1)}
+    return {"visible_keys": lambda t, j, window=None: right(t, j, window and window + 1)}
 
 
 # --- Norms, gate, residual -----------------------------------------------------------------------------------------

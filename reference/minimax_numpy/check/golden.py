@@ -13,18 +13,19 @@ The other program writes its answers under the names of ``expected.safetensors``
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import ops
-from ..checkpoint import read_header, read_tensors, save_tensors
+from ..checkpoint import read_header, read_tensors, save_tensors, write_whole
 from ..model import MiniMaxForCausalLM
 from ..trace import UNIT_ROUNDOFF
 from .crosscheck import Runs, rounded
 from .judge import SAME_NUMBERS, first_wrong, judge, rms
-from .report import MISSING, Report, Row, write_whole
+from .report import MISSING, Report, Row
 from .single import CASES, MAGNITUDES, Case, Projection, answers, judge_answer, nearest_mistake, outputs
 from .targets import Call, NumpyTarget
 
@@ -177,6 +178,6 @@ def _write(folder: str | os.PathLike, inputs: dict, expected: dict, told: dict) 
     told = {"schema": SCHEMA, "made_by": "minimax-twin golden", "numpy": np.__version__, **told}
     for name, tensors in (("inputs", inputs), ("expected", expected)):
         arrays = {key: np.asarray(x) for key, x in tensors.items()}
-        write_whole(folder / f"{name}.safetensors", lambda file, arrays=arrays: save_tensors(file, arrays))
+        write_whole(folder / f"{name}.safetensors", partial(save_tensors, tensors=arrays))
     write_whole(folder / "golden.json", lambda file: file.write_text(json.dumps(told, indent=1) + "\n"))
     return folder

@@ -32,7 +32,8 @@ class Layers:
         """Run the layers on hidden states (B, T, D)."""
         w = Weights(self.weights)
         x = record(f"model.layers.{self.layers[0]}.input", inputs_embeds)
-        step, cache.lengths = plan_step(self.config, x.shape[:2], None, None, cache.lengths, None)
-        for i in self.layers:
-            x, _ = decoder_layer(w / "model.layers" / i, x, self.config, i, step, cache.layers[i])
+        step, lengths = plan_step(self.config, x.shape[:2], None, None, cache.lengths, None)
+        with cache.advancing(lengths, x.dtype):
+            for i in self.layers:
+                x, _ = decoder_layer(w / "model.layers" / i, x, self.config, i, step, cache.layers[i])
         return ModelOutput(cache=cache, last_hidden_state=x)

@@ -3,9 +3,10 @@
 import json
 import math
 import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from ..checkpoint import write_whole
 
 SAME, DIFFERENT, MISSING, SHAPE = "same", "different", "missing", "shape"
 
@@ -141,18 +142,3 @@ def _without_nan(x):
     if isinstance(x, list | tuple):
         return [_without_nan(value) for value in x]
     return None if isinstance(x, float) and not math.isfinite(x) else x
-
-
-def write_whole(path: str | os.PathLike, write) -> None:
-    """Let ``write(file)`` fill a file under another name, then rename it: whole or not at all."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"There is no folder {path.parent}; make it first.")
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(Path(draft))
-        Path(draft).chmod(0o644)
-        Path(draft).replace(path)
-    finally:
-        Path(draft).unlink(missing_ok=True)

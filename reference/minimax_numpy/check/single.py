@@ -280,7 +280,7 @@ def attention_cases(rng: np.random.Generator) -> Iterator[Case]:
         arrays: dict[str, Any] = {"q": rng.standard_normal((B, H, T, 8)), "k": rng.standard_normal((B, G, J, 8))}
         arrays["v"] = rng.standard_normal((B, G, J, 8))
         t = np.broadcast_to(np.arange(J - T, J), (B, T))
-        arrays["visible"] = ops.attention.visible_keys(t, J, window) if window else None
+        arrays["visible"] = ops.attention.visible_keys(t, np.arange(J)[None], window) if window else None
         yield Case(label, arrays)
     arrays = {name: rng.standard_normal((1, 2, 6, 4)) for name in ("q", "k", "v")}
     unseen = np.tri(6, dtype=bool)[None].copy()
@@ -381,6 +381,7 @@ def slope_cases(rng: np.random.Generator) -> Iterator[Case]:
         yield Case(f"H = {H}, layer {layer} of {L}, {rule}", arguments)
 
 
+QUERIES = np.array([[0, 1, 2], [3, 4, 5]])  # positions
 FAR_OUT = np.array([[-800.0, -20.0, 0.0, 30.0, 800.0]])  # where a careless exponential overflows
 
 OUTPUTS = {
@@ -425,8 +426,12 @@ CASES: dict[str, Callable[[np.random.Generator], Iterator[Case]]] = {
     "rotary_frequencies": several(("R = 8", dict(rotary_dim=8, base=1e7)), ("R = 2", dict(rotary_dim=2, base=1e4))),
     "apply_rotary": rotary_cases,
     "visible_keys": several(
-        ("no window", dict(positions=np.array([[0, 1, 2], [3, 4, 5]]), num_keys=6, sliding_window=None)),
-        ("a window", dict(positions=np.array([[0, 1, 2], [3, 4, 5]]), num_keys=6, sliding_window=2)),
+        ("no window", dict(positions=QUERIES, key_positions=np.arange(6)[None], sliding_window=None)),
+        ("a window", dict(positions=QUERIES, key_positions=np.arange(6)[None], sliding_window=2)),
+        (
+            "a buffer that goes round",
+            dict(positions=QUERIES, key_positions=np.array([[3, 1, 2], [3, -1, 5]]), sliding_window=3),
+        ),
     ),
     "softmax_attention": attention_cases,
     "decay_slopes": slope_cases,

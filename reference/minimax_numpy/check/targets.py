@@ -28,7 +28,7 @@ class Call(NamedTuple):
     """One forward call. Calls of a phase follow one another on one cache; ``start`` begins an empty one."""
 
     phase: str
-    input_ids: np.ndarray | None = None
+    input_ids: Any = None
     attention_mask: np.ndarray | None = None
     start: bool = False
     labels: np.ndarray | None = None

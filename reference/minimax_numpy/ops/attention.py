@@ -6,7 +6,7 @@ Query head h reads key head ⌊h / (H/G)⌋, so neighbours share. One layer in e
 """
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ..shapes import GroupedKeys, GroupedValues, Outputs, Positions, Queries, Visible
 
@@ -28,27 +28,27 @@ def softmax(scores: Float[np.ndarray, "*axes n"]) -> Float[np.ndarray, "*axes n"
     return powers
 
 
-def visible_keys(positions: Positions, num_keys: int, sliding_window: int | None = None) -> Visible:
-    r"""Say which key slots each query may look at: $t - w < j \le t$.
-
-    A key's slot is its position, so the rule needs no mask: cached tokens come first, padding has no slot.
+def visible_keys(
+    positions: Positions, key_positions: Int[np.ndarray, "rows J"], sliding_window: int | None = None
+) -> Visible:
+    r"""Say which keys each query may look at: $t - w < j \le t$.
 
     Parameters
     ----------
     positions : (B, T)
-        Number of real tokens of the row before each query's.
-    num_keys : int
-        J, the slots in use.
+        t, the number of real tokens of the row before each query's.
+    key_positions : (B, J) or (1, J)
+        j, the same of each key; negative in a slot that holds none.
     sliding_window : int, optional
         w, the keys a query sees, its own included. ``None`` sees them all.
 
-    >>> visible_keys(np.array([[0, 1, 2]]), 3, sliding_window=2)[0].astype(int)
+    >>> visible_keys(np.array([[0, 1, 2]]), np.array([[0, 1, 2]]), sliding_window=2)[0].astype(int)
     array([[1, 0, 0],
            [1, 1, 0],
            [0, 1, 1]])
     """
-    t, j = positions[:, :, None], np.arange(num_keys)
-    visible = j <= t
+    t, j = positions[:, :, None], key_positions[:, None]  # (B, T, 1), (B, 1, J)
+    visible = (j >= 0) & (j <= t)
     return visible if sliding_window is None else visible & (j > t - sliding_window)
 
 
