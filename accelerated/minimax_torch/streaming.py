@@ -31,11 +31,14 @@ class Source:
     def blocks(self, rows: Rows, width: int, dtype: torch.dtype) -> Iterator[tuple[Rows, Float[Tensor, "r n"]]]:
         """Read rows, as many at a time as BLOCK holds; a block lasts until the next one is asked for."""
         name = self.checkpoint.entry(rows.name).dtype
-        stored = np.dtype(STORED[name])
-        for part in cut(rows, width * (stored.itemsize + dtype.itemsize)):
-            (bits,) = self.scratch.arrays((part.stop - part.start, width), [stored])
+        kinds = [np.dtype(STORED[name]), np.dtype(f"i{dtype.itemsize}")]  # as stored; bits of what is computed
+        for part in cut(rows, width * sum(kind.itemsize for kind in kinds)):
+            bits, held = self.scratch.arrays((part.stop - part.start, width), kinds)
             block = torch.from_numpy(self.checkpoint.rows(*part, bits)).view(TYPES[name])
-            yield part, block.to(self.device).to(dtype)
+            if self.device.type == "cpu" and block.dtype != dtype:  # a new array a block would break the heap up
+                yield part, torch.from_numpy(held).view(dtype).copy_(block)
+            else:
+                yield part, block.to(self.device).to(dtype)
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0)
 
     sub = command(run_bench, "measure; prints ratios of one run")
-    sub.add_argument("what", choices=("prefill", "loading"))
+    sub.add_argument("what", choices=("prefill", "loading", "streaming"))
     sub.add_argument("--length", type=int, default=4096, help="tokens of the prefill")
     sub.add_argument("--repeat", type=int, default=3)
     return top
@@ -181,7 +181,8 @@ def run_crosscheck(options) -> int:
         report = check_op(options.op, load_object(name), dtype=options.dtype or "float64", seed=options.seed)
     else:
         layers = None if options.layers is None else numbers(options.layers, "--layers")
-        if options.stream_weights and options.against == "minimax_torch":
+        part = bool(layers) and bool(Checkpoint(options.checkpoint).absent())  # is streamed without being told to
+        if (options.stream_weights or part) and options.against == "minimax_torch":
             told = foretell(options.checkpoint, options.dtype, options.length, options.decode, layers)
             print(f"minimax-twin: {told}", file=sys.stderr)
         report = crosscheck(
@@ -276,7 +277,7 @@ def describe_shards(checkpoint: Checkpoint, layers: list[int]) -> str:
     ]
     absent = sum(not file.is_file() for file in files)
     told = ", ".join(map(str, layers))
-    return "\n".join([*lines, f"layers {told} need {len(files)} of {checkpoint.files} shards; {absent} are absent"])
+    return "\n".join([*lines, f"layers {told}: {len(files)} of {checkpoint.files} shards, {absent} of them absent"])
 
 
 def run_make(options) -> int:
@@ -294,7 +295,7 @@ def run_make(options) -> int:
 
 
 def run_bench(options) -> int:
-    """Measure the reference: its prefill beside transformers', or the memory that loading takes."""
+    """Measure: the reference's prefill beside transformers', or the memory that loading or streaming takes."""
     return optional("minimax_torch.bench", "torch").main(options)
 
 

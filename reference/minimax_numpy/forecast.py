@@ -37,12 +37,21 @@ class Forecast:
         return self.read_bytes / self.rate
 
     def __str__(self) -> str:
-        once, then = (f"{n / 1e9:.3g} GB" for n in (self.prefill_bytes, self.token_bytes))
         return (
-            f"reads at most {self.read_bytes / 1e9:.3g} GB ({once} a prefill, {then} a token after it), about "
-            f"{self.seconds:.0f} s at the {self.rate / 1e9:.2g} GB/s just measured on its shards; "
-            f"holds at most {self.memory_bytes / 1e9:.2g} GB"
+            f"reads at most {decimal(self.read_bytes)} ({decimal(self.prefill_bytes)} a prefill, "
+            f"{decimal(self.token_bytes)} a token after it), about {self.seconds:.2g} s at the "
+            f"{decimal(self.rate)}/s just measured on its shards; holds at most {decimal(self.memory_bytes)}"
         )
+
+
+def decimal(n: float) -> str:
+    """Bytes in words, as disks are sold.
+
+    >>> decimal(24_934_690_816)
+    '24.9 GB'
+    """
+    power = min(max(len(f"{n:.0f}") - 1, 0) // 3, 4)
+    return f"{n / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def forecast(

@@ -11,6 +11,8 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -47,11 +49,12 @@ class Scratch(threading.local):
 
     def arrays(self, shape: tuple[int, ...], dtypes: list[np.dtype]) -> list[np.ndarray]:
         """An array for each dtype, side by side; whatever an earlier call returned is overwritten."""
-        ends = np.cumsum([int(np.prod(shape)) * dtype.itemsize for dtype in dtypes]).tolist()
-        if ends[-1] > len(self.memory):
-            self.memory = np.empty(ends[-1], np.uint8)
-        places = zip([0, *ends], ends, dtypes)
-        return [self.memory[start:end].view(dtype).reshape(shape) for start, end, dtype in places]
+        sizes = [prod(shape) * dtype.itemsize for dtype in dtypes]
+        starts = [0, *accumulate(-(-size // 64) * 64 for size in sizes)]  # each is aligned
+        if starts[-1] > len(self.memory):
+            self.memory = np.empty(starts[-1], np.uint8)
+        places = zip(starts, sizes, dtypes)
+        return [self.memory[start : start + size].view(dtype).reshape(shape) for start, size, dtype in places]
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Source:
         """Read rows, as many at a time as BLOCK holds; a block lasts until the next one is asked for."""
         stored = np.dtype(STORED[self.checkpoint.entry(rows.name).dtype])
         wide = [np.dtype(np.float32)] if stored == np.uint16 else []  # bfloat16 is the upper half of a float32
-        kinds = sorted({stored, *wide, dtype}, key=lambda kind: -kind.itemsize)  # wide ones first: all are aligned
+        kinds = list({stored, *wide, dtype})
         for part in cut(rows, width * sum(kind.itemsize for kind in kinds)):
             arrays = dict(zip(kinds, self.scratch.arrays((part.stop - part.start, width), kinds)))
             block = self.checkpoint.rows(*part, arrays[stored])

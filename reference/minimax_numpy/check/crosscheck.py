@@ -75,15 +75,10 @@ def crosscheck(
 
     Raises ValueError, FileNotFoundError or ModuleNotFoundError, one sentence long, on bad input.
     """
-    if dtype is not None and dtype not in UNIT_ROUNDOFF:
-        raise ValueError(f"dtype is {dtype!r}; there are {', '.join(UNIT_ROUNDOFF)}.")
-    if length is not None and length < 1 or decode < 0:
-        raise ValueError(f"length is {length} and decode {decode}; a prefill has at least one token, decode 0 or more.")
+    check_arguments(dtype, length, decode)
     path = None if isinstance(truth, MiniMaxForCausalLM) else truth
     config = truth.config if isinstance(truth, MiniMaxForCausalLM) else MiniMaxConfig.from_pretrained(truth)
-    for i in layers or ():
-        if not 0 <= i < config.num_hidden_layers:
-            raise ValueError(f"There is no layer {i}; this model has layers 0 … {config.num_hidden_layers - 1}.")
+    check_layers(config, layers)
     absent = Checkpoint(path).absent() if path is not None and layers else []
     if absent and other != "minimax_torch":
         raise ValueError(
@@ -113,6 +108,21 @@ def crosscheck(
     return report
 
 
+def check_arguments(dtype: str | None, length: int | None, decode: int) -> None:
+    """Refuse a type that there is not, and a number of tokens that cannot be run."""
+    if dtype is not None and dtype not in UNIT_ROUNDOFF:
+        raise ValueError(f"dtype is {dtype!r}; there are {', '.join(UNIT_ROUNDOFF)}.")
+    if length is not None and length < 1 or decode < 0:
+        raise ValueError(f"length is {length} and decode {decode}; a prefill has at least one token, decode 0 or more.")
+
+
+def check_layers(config: MiniMaxConfig, layers: Collection[int] | None) -> None:
+    """Refuse a layer that the model has not."""
+    for i in layers or ():
+        if not 0 <= i < config.num_hidden_layers:
+            raise ValueError(f"There is no layer {i}; this model has layers 0 … {config.num_hidden_layers - 1}.")
+
+
 def default_length(config: MiniMaxConfig) -> int:
     """Tokens of a prefill: more than two blocks of lightning attention."""
     return max(130, 2 * config.block_size + 2)
@@ -123,6 +133,8 @@ def foretell(
 ) -> Forecast:
     """What a streamed cross-check against the twin will read and hold."""
     config, checkpoint = MiniMaxConfig.from_pretrained(path), Checkpoint(path)
+    check_arguments(dtype, length, decode)
+    check_layers(config, layers)
     part = layers if layers and checkpoint.absent() else None
     length = default_length(config) if length is None else length
     sides = 2 if dtype in (None, "float64") else 4  # the truth, the twin; what the type costs, and magnitudes
@@ -415,8 +427,8 @@ def _title(exact, target: Target, dtype: str, length: int, decode: int) -> str:
 
 def _parts(absent: list[str], layers: Collection[int] | None) -> Iterator[str]:
     if absent:
-        told = ", ".join(map(str, layers or ()))
-        yield f"{len(absent)} shards are absent: layers {told} were run by themselves, on random hidden states"
+        told = ", ".join(map(str, sorted(layers or ())))
+        yield f"shards that are absent: {len(absent)}; run by themselves, on random hidden states: layers {told}"
 
 
 def _notes(target: Target, streamed: bool) -> Iterator[str]:

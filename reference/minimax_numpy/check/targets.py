@@ -39,7 +39,7 @@ class Call(NamedTuple):
     @property
     def shape(self) -> tuple[int, ...]:
         """[B, T]."""
-        return self.inputs_embeds.shape[:2] if self.input_ids is None else self.input_ids.shape
+        return self.input_ids.shape if self.inputs_embeds is None else self.inputs_embeds.shape[:2]
 
     @property
     def rows(self) -> int:
