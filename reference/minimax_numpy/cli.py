@@ -182,8 +182,9 @@ def run_crosscheck(options) -> int:
     else:
         layers = None if options.layers is None else numbers(options.layers, "--layers")
         part = bool(layers) and bool(Checkpoint(options.checkpoint).absent())  # is streamed without being told to
-        if (options.stream_weights or part) and options.against == "minimax_torch":
-            told = foretell(options.checkpoint, options.dtype, options.length, options.decode, layers)
+        if options.stream_weights or (part and options.against == "minimax_torch"):
+            asked = (options.dtype, options.length, options.decode, layers, options.against)
+            told = foretell(options.checkpoint, *asked)
             print(f"minimax-twin: {told}", file=sys.stderr)
         report = crosscheck(
             options.checkpoint, options.against, dtype=options.dtype, length=options.length, decode=options.decode,

@@ -39,7 +39,7 @@ class Forecast:
     def __str__(self) -> str:
         return (
             f"reads at most {decimal(self.read_bytes)} ({decimal(self.prefill_bytes)} a prefill, "
-            f"{decimal(self.token_bytes)} a token after it), about {self.seconds:.2g} s at the "
+            f"{decimal(self.token_bytes)} a token after it), about {duration(self.seconds)} at the "
             f"{decimal(self.rate)}/s just measured on its shards; holds at most {decimal(self.memory_bytes)}"
         )
 
@@ -52,6 +52,18 @@ def decimal(n: float) -> str:
     """
     power = min(max(len(f"{n:.0f}") - 1, 0) // 3, 4)
     return f"{n / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def duration(seconds: float) -> str:
+    """Time in words.
+
+    >>> duration(130.2), duration(0.25)
+    ('130 s', '0.2 s')
+    """
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 10 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
 def forecast(
@@ -156,7 +168,7 @@ def trace_bytes(
     kept: int,
     layers: Collection[int] | None = None,
 ) -> int:
-    """Bytes of every part of one run: what a cross-check keeps of it."""
+    """Bytes of every part of one run, which a cross-check keeps, and of twice the largest, which it compares."""
     c, calls, N = config, 1 + new_tokens, rows * (tokens + new_tokens)
     D, H, G, d = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim
     every = 6 * D + c.num_local_experts + 2 * c.num_experts_per_tok + 3 * c.shared_intermediate_size + D
@@ -168,7 +180,8 @@ def trace_bytes(
             total += N * (every + 3 * H * d + 3 * G * d + D)
     if layers is None:
         total += 2 * N * D + 2 * rows * (min(kept or tokens, tokens) + new_tokens) * c.vocab_size
-    return max(size, 4) * total
+        total += 4 * rows * min(kept or tokens, tokens) * c.vocab_size
+    return max(size, 4) * (total + 4 * 3 * H * d * rows * tokens)
 
 
 def read_rate(checkpoint: Checkpoint, dtype="float64", layers: Collection[int] | None = None) -> float:

@@ -127,15 +127,14 @@ class Matrix:
         return replace(self, source=replace(self.source, change=np.abs))
 
     def __getitem__(self, ids: Int[np.ndarray, "*axes"]) -> Float[np.ndarray, "*axes n"]:
-        wanted = np.arange(len(self))[ids]
-        found, place = np.unique(wanted, return_inverse=True)
+        found, place = np.unique(ids, return_inverse=True)
         out = np.empty((len(found), self.width), self.dtype)
         (rows,) = self.rows
         for i, row in enumerate((rows.start + found).tolist()):
             for part, block in self.source.blocks(Rows(rows.name, row, row + 1), self.width, self.dtype):
                 self.source.checkpoint.check_finite(part.name, block)
                 out[i] = block
-        return out[place.reshape(wanted.shape)]
+        return out[place.reshape(np.shape(ids))]
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         out, at = np.empty(self.shape, self.dtype), 0

@@ -129,16 +129,23 @@ def default_length(config: MiniMaxConfig) -> int:
 
 
 def foretell(
-    path: str | os.PathLike, dtype: str | None, length: int | None, decode: int, layers: Collection[int] | None
+    path: str | os.PathLike,
+    dtype: str | None,
+    length: int | None,
+    decode: int,
+    layers: Collection[int] | None,
+    against: str = "minimax_torch",
 ) -> Forecast:
-    """What a streamed cross-check against the twin will read and hold."""
+    """What a streamed cross-check will read and hold, without what a model of somebody else's does."""
     config, checkpoint = MiniMaxConfig.from_pretrained(path), Checkpoint(path)
     check_arguments(dtype, length, decode)
     check_layers(config, layers)
     part = layers if layers and checkpoint.absent() else None
     length = default_length(config) if length is None else length
-    sides = 2 if dtype in (None, "float64") else 4  # the truth, the twin; what the type costs, and magnitudes
-    return forecast(checkpoint, config, length, decode, passes=sides, traces=sides, kept=KEPT, layers=part)
+    twin = against == "minimax_torch"
+    ours = 1 if dtype == "float64" or (twin and dtype is None) else 3  # the truth; what the type costs, and magnitudes
+    kept = KEPT if twin else 0
+    return forecast(checkpoint, config, length, decode, passes=ours + twin, traces=ours + 1, kept=kept, layers=part)
 
 
 class Runs:
