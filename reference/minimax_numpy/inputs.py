@@ -95,9 +95,7 @@ def check_kept(logits_to_keep: int, labels) -> None:
 def check_lm_head(head: str, config, lm_head_dtype, stream: bool = False) -> None:
     """Refuse a type for a head that the model has not, shares with its embedding, or does not hold."""
     if lm_head_dtype is not None and stream:
-        raise ValueError(
-            "lm_head_dtype keeps the head in its own type and stream keeps nothing; give one of the two."
-        )
+        raise ValueError("lm_head_dtype keeps the head in its own type and stream keeps nothing; give one of the two.")
     if lm_head_dtype is not None and head != "MiniMaxForCausalLM":
         raise ValueError(f"lm_head_dtype is for MiniMaxForCausalLM; {head} has no lm_head.")
     if lm_head_dtype is not None and config.tie_word_embeddings:
