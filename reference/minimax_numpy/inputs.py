@@ -40,6 +40,8 @@ def check_cache(config, cache, x, cu_seqlens) -> None:
     check_whole(cache)
     if type(cache.lengths).__module__.split(".")[0] != type(x).__module__.split(".")[0]:
         raise ValueError("The cache is of the other package: arrays and tensors do not mix.")
+    if getattr(cache.lengths, "device", None) != getattr(x, "device", None):
+        raise ValueError(f"The cache is on {cache.lengths.device} but this model is on {x.device}; load it there.")
     rows = x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
     if len(cache.lengths) != rows:
         raise ValueError(f"The cache holds {len(cache.lengths)} rows but this call has {rows}.")
