@@ -1,8 +1,9 @@
 """What `minimax-twin bench` measures. Ratios are of one run, taken in turn: machines are shared and noisy.
 
 ``prefill`` times the NumPy reference beside transformers on the same weights. ``loading`` reads a checkpoint in a
-process of its own and compares the peak of its memory with what it keeps. ``decode`` times a token of one layer after
-texts of three lengths.
+process of its own and compares the peak of its memory with what it keeps. ``streaming`` makes a checkpoint, runs it
+from disk in such a process, and compares the peak with its largest tensor, and bytes read with bytes foretold.
+``decode`` times a token of one layer after texts of three lengths.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from statistics import median
 
 import numpy as np
@@ -23,6 +25,7 @@ from minimax_numpy.check.targets import optional
 from minimax_numpy.config import HYBRID, LIGHTNING, SOFTMAX, MiniMaxConfig
 from minimax_numpy.counts import binary
 from minimax_numpy.layers import Step, Weights, lightning_self_attention, softmax_self_attention
+from minimax_numpy.making import make_checkpoint
 from minimax_numpy.model import MiniMaxForCausalLM
 from minimax_numpy.shipped import TINY
 
@@ -47,21 +50,50 @@ import sys, {package} as package
 def rss():
     with open("/proc/self/status") as f:
         return {{k: int(v.split()[0]) * 1024 for k, v in (l.split(":") for l in f if l.startswith(("VmRSS", "VmHWM")))}}
-package.MiniMaxForCausalLM.from_pretrained(sys.argv[2])  # a small one first: libraries load themselves lazily, too
+kind = sys.argv[3] or None
+# a small one first: libraries load themselves lazily, too
+package.MiniMaxForCausalLM.from_pretrained(sys.argv[2], quantization=kind)
 before = rss()["VmRSS"]
-model = package.MiniMaxForCausalLM.from_pretrained(sys.argv[1])
+model = package.MiniMaxForCausalLM.from_pretrained(sys.argv[1], quantization=kind)
 after = rss()
 kept = sum(x.nbytes for x in model.weights.values())
 largest = max(x.nbytes for x in model.weights.values())
 print(kept, largest, after["VmHWM"] - before)
 """
+STREAM = """
+import sys, numpy as np, {package} as package, minimax_numpy
+from minimax_numpy.forecast import forecast
+def rss():
+    with open("/proc/self/status") as f:
+        return {{k: int(v.split()[0]) * 1024 for k, v in (l.split(":") for l in f if l.startswith(("VmRSS", "VmHWM")))}}
+def run(path, length, new, stream):
+    model = package.MiniMaxForCausalLM.from_pretrained(path, stream=stream, **types)
+    ids = wrap(np.random.default_rng(0).integers(3, model.config.vocab_size, (1, length)))
+    list(zip(range(new), model.stream(ids, max_new_tokens=new, eos_token_id=-1)))
+    return model
+types, wrap = {{"dtype": np.float64}}, np.asarray
+if package is not minimax_numpy:
+    import torch
+    types, wrap = {{"dtype": torch.float64}}, torch.from_numpy
+length = int(sys.argv[3])
+run(sys.argv[2], length, 2, False)  # a small one first: libraries load themselves lazily, too
+before = rss()["VmRSS"]
+told = forecast(sys.argv[1], package.MiniMaxConfig.from_pretrained(sys.argv[1]), length, 3)
+read = run(sys.argv[1], length, 4, True).weights.checkpoint.bytes_read
+print(read, told.read_bytes, rss()["VmHWM"] - before, told.memory_bytes)
+"""
+SPARSE = dataclasses.replace(
+    MEDIUM, layer_types=(LIGHTNING, SOFTMAX), hidden_size=1024, intermediate_size=2048, num_local_experts=16,
+    vocab_size=50_000, num_experts_per_tok=2,
+)  # fmt: skip
 
 
 def main(options) -> int:
     """Run a measurement and print it."""
     if options.length < 2 or options.repeat < 1:
         raise ValueError(f"--length is {options.length} and --repeat {options.repeat}; at least 2 tokens and 1 run.")
-    return {"prefill": prefill, "loading": loading, "decode": decode}[options.what](options)
+    kinds = {"prefill": prefill, "loading": loading, "decode": decode, "streaming": streaming}
+    return kinds[options.what](options)
 
 
 def prefill(options) -> int:
@@ -116,17 +148,49 @@ def loading(options) -> int:
         model = twin.MiniMaxForCausalLM.from_reference(MiniMaxForCausalLM(config), dtype=torch.bfloat16)
         model.save_pretrained(folder)
         stored = os.path.getsize(os.path.join(folder, "model.safetensors"))
-        print(f"a checkpoint of {stored / 2**20:.0f} MiB in bfloat16, read a tensor at a time in a process of its own")
+        quantised = f", quantised to {options.quantization}" if options.quantization else ""
+        print(
+            f"a checkpoint of {stored / 2**20:.0f} MiB in bfloat16, read a tensor at a time{quantised}, "
+            "in a process of its own"
+        )
         for package in ("minimax_numpy", "minimax_torch"):
             code = LOAD.format(package=package)
             out = subprocess.run(
-                [sys.executable, "-c", code, folder, str(TINY)], check=True, capture_output=True, text=True
+                [sys.executable, "-c", code, folder, str(TINY), options.quantization or ""],
+                check=True,
+                capture_output=True,
+                text=True,
             )
             kept, largest, peak = map(int, out.stdout.split())
             above, mib = (peak - kept) / largest, 2**20
             print(
                 f"{package}: keeps {kept / mib:.0f} MiB, its largest tensor {largest / mib:.0f} MiB; "
                 f"peak {peak / mib:.0f} MiB, {above:.2f} × the largest tensor above what is kept"
+            )
+    return 0
+
+
+def streaming(options) -> int:
+    """Peak memory of a streamed run in float64, in units of the largest tensor; bytes read, of those foretold."""
+    if not os.path.exists("/proc/self/status"):
+        raise OSError("Peak memory is read from /proc/self/status, which this system has not.")
+    with tempfile.TemporaryDirectory() as folder:
+        path, length = os.path.join(folder, "model"), min(options.length, 128)
+        stored = make_checkpoint(path, SPARSE)
+        largest = max(2 * prod(shape) for name, shape in SPARSE.parameter_shapes().items() if "experts" not in name)
+        print(f"a checkpoint of {stored / 2**20:.0f} MiB in bfloat16; {length} tokens and 4 more in float64, from disk")
+        for package in ("minimax_numpy", "minimax_torch"):
+            code = STREAM.format(package=package)
+            arguments = [sys.executable, "-c", code, path, str(TINY), str(length)]
+            start = time.perf_counter()
+            out = subprocess.run(arguments, check=True, capture_output=True, text=True)
+            read, foretold, peak, bound = map(int, out.stdout.split())
+            mib = 2**20
+            print(
+                f"{package}: peak {peak / mib:.0f} MiB above its libraries, {peak / largest:.2f} × the largest tensor, "
+                f"{peak / stored:.3f} × the checkpoint, {peak / bound:.2f} × the bound; "
+                f"read {read / mib:.0f} MiB, {read / foretold:.3f} × what was foretold; "
+                f"{time.perf_counter() - start:.1f} s"
             )
     return 0
 

@@ -18,10 +18,13 @@ import torch
 from minimax_numpy.check.targets import Call, Watch, blaming, optional
 from minimax_numpy.config import LIGHTNING, MiniMaxConfig, is_original
 from minimax_numpy.model import MiniMaxForCausalLM as Reference
+from minimax_numpy.model import ModelOutput
 from torch import Tensor, nn
 
 from .cache import Cache
-from .model import DTYPES, MiniMaxForCausalLM, Pretrained, check_device
+from .layers import DecoderLayer
+from .model import DTYPES, MiniMaxForCausalLM, Pretrained, check_device, plan_step
+from .streaming import Streamed
 
 ALIASES = {"block_sparse_moe": "mlp"}
 WRAPPERS = ("_orig_mod", "module")  # what torch.compile and DataParallel put before a path
@@ -111,7 +114,7 @@ class TorchTarget:
 
     def run(self, call: Call, watch: Watch, names: Collection[str]) -> None:
         device = next(self.model.parameters()).device
-        ids = torch.tensor(call.input_ids, device=device)
+        ids = None if call.input_ids is None else torch.tensor(call.input_ids, device=device)
         mask = None if call.attention_mask is None else torch.tensor(call.attention_mask, device=device)
         with torch.no_grad(), evaluating(self.model), watching(self.model, watch, names):
             if not isinstance(self.model, Pretrained):
@@ -123,8 +126,12 @@ class TorchTarget:
                 self.cache = Cache(self.model.config, call.rows, device)
             training = {} if call.labels is None else {"labels": torch.tensor(call.labels, device=device)}
             packed = None if call.cu_seqlens is None else torch.tensor(call.cu_seqlens, device=device)
+            options = {**training, **call.options}
+            if call.inputs_embeds is not None:
+                kept = next(x.dtype for name, x in self.model.named_parameters() if "layernorm" in name)
+                options["inputs_embeds"] = torch.tensor(call.inputs_embeds, device=device).to(kept)
             out = self.model(
-                ids, mask, cache=self.cache, cu_seqlens=packed, output_router_logits=bool(training), **training
+                ids, mask, cache=self.cache, cu_seqlens=packed, output_router_logits=bool(training), **options
             )
         _show_outcome(out, watch)
         _show("cache.lengths", self.cache.lengths, watch)
@@ -193,10 +200,41 @@ def _show_outcome(out, watch: Watch) -> None:
         _show("logits", logits, watch)
 
 
-def open_minimax_torch(path: str | os.PathLike, dtype: str | None, device: str) -> TorchTarget:
-    """Our twin of a checkpoint, float64 unless asked otherwise."""
-    model = MiniMaxForCausalLM.from_pretrained(path, DTYPES[dtype or "float64"], device)
-    return TorchTarget(model, "minimax_torch")
+class Layers(Pretrained):
+    """Twin of [Layers][minimax_numpy.check.partial.Layers]."""
+
+    head = "MiniMaxForCausalLM"
+
+    def __init__(self, path: str | os.PathLike, layers: Collection[int], dtype: torch.dtype, device: torch.device):
+        self.layers = sorted(layers)
+        super().__init__(MiniMaxConfig.from_pretrained(path), seed=None)
+        self._stream(Streamed(path, self.config, self.head, dtype, self.layers, device))
+
+    def _build(self, config: MiniMaxConfig, attn_implementation: str) -> None:
+        chosen = {str(i): DecoderLayer(config, i, attn_implementation) for i in self.layers}
+        self.model = nn.ModuleDict({"layers": nn.ModuleDict(chosen)})
+
+    def forward(self, input_ids, attention_mask=None, *, inputs_embeds, cache, cu_seqlens=None, **_) -> ModelOutput:
+        x = inputs_embeds
+        step, lengths = plan_step(self.config, x.shape[:2], None, None, cache.lengths, None)
+        with cache.advancing(lengths, x.dtype):
+            for i in self.layers:
+                x, _ = self.get_submodule(f"model.layers.{i}")(x, step, cache.layers[i])
+        return ModelOutput(cache=cache, last_hidden_state=x)
+
+
+def open_minimax_torch(
+    path: str | os.PathLike,
+    dtype: str | None,
+    device: str,
+    stream: bool = False,
+    layers: Collection[int] | None = None,
+) -> TorchTarget:
+    """Our twin of a checkpoint, or of some layers of it, float64 unless asked otherwise."""
+    kept = DTYPES[dtype or "float64"]
+    if layers:
+        return TorchTarget(Layers(path, layers, kept, check_device(device)), "minimax_torch")
+    return TorchTarget(MiniMaxForCausalLM.from_pretrained(path, kept, device, stream=stream), "minimax_torch")
 
 
 def open_transformers(path: str | os.PathLike, dtype: str | None, device: torch.device | str) -> TransformersTarget:

@@ -5,6 +5,7 @@ written out, or "flash_attention_2"), and `from_reference`, which takes a NumPy 
 """
 
 import os
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from minimax_numpy.checkpoint import Checkpoint, by_matrix, plan_loading, read_m
 from minimax_numpy.config import MiniMaxConfig
 from minimax_numpy.generate import Generates
 from minimax_numpy.inputs import check_cache, check_inputs, check_kept, check_labels, check_lm_head
-from minimax_numpy.model import ModelOutput, fresh_weights
+from minimax_numpy.model import ModelOutput, check_held, fresh_weights
 from minimax_numpy.quantize import check_kind, is_quantized
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from .layers import DecoderLayer, RMSNorm, Step
 from .ops.attention import check_implementation
 from .quantize import Quantized, quantize, replace_parameter
 from .shapes import Hidden, Positions, TokenIds
+from .streaming import Streamed
 
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 
@@ -35,6 +37,8 @@ class Pretrained(nn.Module):
 
     head: str
     """The name that config.json calls this model by; a subclass goes by it too."""
+    streamed: Streamed | None = None
+    """The weights, where they are read from the shards as they are used."""
 
     def __init__(
         self,
@@ -72,9 +76,20 @@ class Pretrained(nn.Module):
                 state[path] = weights[name] = x.to(device, kept)
         self.load_state_dict(state, assign=True)
 
+    def _stream(self, weights: Streamed) -> None:
+        """Put weights that are read as they are used where the parameters were; vectors and routers stay parameters."""
+        for name, x in weights.items():
+            path, _, leaf = name.removeprefix("model." if isinstance(self, MiniMaxModel) else "").rpartition(".")
+            module = self.get_submodule(path)
+            del module._parameters[leaf]
+            setattr(module, leaf, nn.Parameter(x, requires_grad=False) if isinstance(x, Tensor) else x)
+        self.streamed = weights
+
     @property
-    def weights(self) -> dict[str, Any]:
+    def weights(self) -> Mapping[str, Any]:
         """Name → tensor, named as in ``config.parameter_shapes()``; or a quantised one, which is one weight."""
+        if self.streamed is not None:
+            return self.streamed
         prefix = "model." if isinstance(self, MiniMaxModel) else ""
         quantized = {name: module for name, module in self.named_modules() if isinstance(module, Quantized)}
         whole = {name: x for name, x in self.state_dict().items() if name.rpartition(".")[0] not in quantized}
@@ -108,47 +123,25 @@ class Pretrained(nn.Module):
         *,
         quantization: str | None = None,
         lm_head_dtype: torch.dtype | None = None,
+        stream: bool = False,
     ):
         """Twin of [from_pretrained][minimax_numpy.model.MiniMaxModel.from_pretrained]; None keeps every stored type."""
-        check_kind(quantization)
+        check_kind(quantization, stream)
         for asked in filter(None, (dtype, lm_head_dtype)):
             check_dtype(asked)
         device = check_device(device)
         config = MiniMaxConfig.from_pretrained(path)
-        check_lm_head(cls.head, config, lm_head_dtype)
+        check_lm_head(cls.head, config, lm_head_dtype, stream)
         model = cls(config, seed=None, attn_implementation=attn_implementation)
-        checkpoint = Checkpoint(path)
-        plan = plan_loading(checkpoint, config, cls.head)
-
-        def read(disk_name: str) -> Tensor:
-            return read_tensor(checkpoint, disk_name).to(device)
-
-        weights: dict[str, Any] = {}
-        empty = partial(torch.empty, device=device)
-        for name, shape in config.parameter_shapes(cls.head).items():
-            if quantization and is_quantized(name):
-                for place, parts in by_matrix(plan[name]):
-                    q = quantize(read_matrix(parts, shape[1:], read, empty), quantization, dtype)
-                    if place == ():
-                        weights[name] = q
-                    else:
-                        weights.setdefault(name, Quantized(quantization, shape, q.dtype, device=device))[place[0]] = q
-                continue
-            wide = {"mlp.gate.weight": torch.float32, "lm_head.weight": lm_head_dtype}
-            least = next((least for end, least in wide.items() if name.endswith(end)), None)
-            for disk_name, where in plan[name]:
-                x = read(disk_name)
-                kept = x.dtype if dtype is None else dtype
-                x = x.to(kept if least is None else torch.promote_types(kept, least))
-                if where == ():
-                    weights[name] = x
-                else:
-                    weights.setdefault(name, x.new_empty(shape))[where] = x
-        model._take(weights, None, device)
+        if stream:
+            model._stream(Streamed(path, config, cls.head, dtype, device=device))
+            return model
+        model._take(load_weights(path, config, cls.head, dtype, quantization, lm_head_dtype, device), None, device)
         return model
 
     def save_pretrained(self, path: str | os.PathLike, max_shard_bytes: int = 5 * 10**9) -> None:
         """Twin of [save_pretrained][minimax_numpy.model.MiniMaxModel.save_pretrained]."""
+        check_held(self.weights)
         weights = self.weights.items()
         arrays = {name: x if isinstance(x, Quantized) else to_bits(x) for name, x in weights}
         save_checkpoint(path, self.config, self.head, arrays, max_shard_bytes)
@@ -191,7 +184,7 @@ class MiniMaxModel(Pretrained):
         with memory.advancing(lengths, x.dtype):
             for layer, layer_memory in zip(self.layers, memory.layers, strict=True):
                 x, logits = layer(x, step, layer_memory)
-                hidden_states.append(x)
+                hidden_states += [x] if output_hidden_states else []
                 router_logits.append(logits)
         x = self.norm(x)
         return ModelOutput(
@@ -220,9 +213,17 @@ class MiniMaxForCausalLM(Pretrained, Generates):
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
+    def _stream(self, weights: Streamed) -> None:
+        super()._stream(weights)
+        if self.config.tie_word_embeddings:
+            del self.lm_head._parameters["weight"]
+            self.lm_head.weight = self.model.embed_tokens.weight
+
     @property
-    def weights(self) -> dict[str, Any]:
+    def weights(self) -> Mapping[str, Any]:
         """Name → tensor, named as in ``config.parameter_shapes()``; a tied head is not counted again."""
+        if self.streamed is not None:
+            return self.streamed
         tied = {"lm_head.weight"} if self.config.tie_word_embeddings else set()
         return {name: x for name, x in super().weights.items() if name not in tied}
 
@@ -375,6 +376,46 @@ def check_device(device: torch.device | str | None) -> torch.device:
     except (RuntimeError, AssertionError):
         raise ValueError(f"There is no device {str(device)!r} on this machine; 'cpu' is always there.") from None
     return device
+
+
+def load_weights(
+    path: str | os.PathLike,
+    config: MiniMaxConfig,
+    head: str,
+    dtype: torch.dtype | None,
+    quantization: str | None,
+    lm_head_dtype: torch.dtype | None,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Twin of [load_weights][minimax_numpy.checkpoint.load_weights], onto a device."""
+    checkpoint = Checkpoint(path)
+    plan = plan_loading(checkpoint, config, head)
+    empty = partial(torch.empty, device=device)
+
+    def read(disk_name: str) -> Tensor:
+        return read_tensor(checkpoint, disk_name).to(device)
+
+    weights: dict[str, Any] = {}
+    for name, shape in config.parameter_shapes(head).items():
+        if quantization and is_quantized(name):
+            for place, parts in by_matrix(plan[name]):
+                q = quantize(read_matrix(parts, shape[1:], read, empty), quantization, dtype)
+                if place == ():
+                    weights[name] = q
+                else:
+                    weights.setdefault(name, Quantized(quantization, shape, q.dtype, device=device))[place[0]] = q
+            continue
+        wide = {"mlp.gate.weight": torch.float32, "lm_head.weight": lm_head_dtype}
+        least = next((least for end, least in wide.items() if name.endswith(end)), None)
+        for disk_name, where in plan[name]:
+            x = read(disk_name)
+            kept = x.dtype if dtype is None else dtype
+            x = x.to(kept if least is None else torch.promote_types(kept, least))
+            if where == ():
+                weights[name] = x
+            else:
+                weights.setdefault(name, x.new_empty(shape))[where] = x
+    return weights
 
 
 def read_tensor(checkpoint: Checkpoint, disk_name: str) -> Tensor:

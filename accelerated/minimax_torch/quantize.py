@@ -115,7 +115,7 @@ class Quantized(nn.Module):
             return torch.stack([matrix.dequantize() for matrix in self])
         if self.kind == "int8":
             wide = self.codes.float()
-            wide /= 127
+            wide /= wide.new_full((1,), 127)  # by a plain number CUDA multiplies with its inverse, which rounds twice
             wide *= self.scales[:, None]
         else:
             wide = pad(table(pairs_of_levels, self.codes.device)[self.codes.int()], BLOCK)

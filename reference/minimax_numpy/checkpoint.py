@@ -53,6 +53,7 @@ class Checkpoint:
         self.path = Path(path)
         if not self.path.is_dir():
             raise FileNotFoundError(f"{self.path} is not a folder; give one with config.json and safetensors in it.")
+        self.bytes_read = 0  # by `rows`
         self._headers: dict[str, dict[str, Entry]] = {}
         index = self.path / INDEX
         if index.is_file():
@@ -89,16 +90,52 @@ class Checkpoint:
         """Read a tensor as it is stored; bfloat16 comes as uint16, its bits."""
         return _read_bits(name, self.entry(name), STORED)
 
+    def rows(self, name: str, start: int, stop: int, into: np.ndarray) -> np.ndarray:
+        """Read some rows of a tensor as it is stored, its leading axes taken as one, into an array of their size."""
+        entry = self.entry(name)
+        width = into.nbytes // (stop - start)
+        with open(entry.file, "rb", buffering=0) as f:
+            f.seek(entry.offset + start * width)
+            left = into.view(np.uint8).reshape(-1).data
+            while len(left):
+                got = f.readinto(left)
+                if not got:
+                    raise ValueError(f"{entry.file} is cut short: it ends within {name!r}; get the file again.")
+                left = left[got:]
+                self.bytes_read += got
+        return into
+
     def read(self, name: str) -> np.ndarray:
         """Read a tensor; bfloat16 becomes float32, exactly. Raises ValueError where a number is not finite."""
         bits = self.bits(name)
         x = bfloat16_to_float32(bits) if bits.dtype == np.uint16 else bits
+        self.check_finite(name, x)
+        return x
+
+    def check_finite(self, name: str, x: np.ndarray) -> None:
+        """Refuse numbers read from a tensor of which some are NaN or infinite."""
         if not all_finite(x):
             count = int((~np.isfinite(x)).sum())
             raise ValueError(
                 f"{name!r} in {self.path} holds {count} numbers that are NaN or infinite; the file is damaged."
             )
-        return x
+
+    def shards(self, layers: Collection[int]) -> list[Path]:
+        """The files that some layers lie in, by the index alone: the files need not be there."""
+        return sorted({self.path / file for name, file in self._file_of.items() if layer_of(name) in layers})
+
+    def absent(self) -> list[str]:
+        """Files that the index names and that are not there."""
+        return sorted(file for file in set(self._file_of.values()) if not (self.path / file).is_file())
+
+    @property
+    def files(self) -> int:
+        """How many files there are, or should be."""
+        return len(set(self._file_of.values()))
+
+    def layers(self) -> set[int]:
+        """The layers that the index tells of."""
+        return {i for i in map(layer_of, self.names()) if i is not None}
 
     def _read_index(self, index: Path) -> dict[str, str]:
         try:
@@ -182,6 +219,16 @@ def _check_places(path: Path, entries: Mapping[str, Entry], size: int) -> None:
             raise ValueError(f"{path} has a damaged header: {name!r} and {other!r} share bytes; get the file again.")
 
 
+def layer_of(name: str) -> int | None:
+    """The layer that a tensor or a part belongs to.
+
+    >>> layer_of("model.layers.3.self_attn.norm.weight")
+    3
+    """
+    found = re.match(r"(?:model\.)?layers\.(\d+)(?:\.|$)", name)
+    return int(found[1]) if found else None
+
+
 def all_finite(x: np.ndarray) -> bool:
     """Whether no number is NaN or infinite, without a copy: both come through minimum and maximum."""
     return not x.size or bool(np.isfinite(x.min()) and np.isfinite(x.max()))
@@ -228,8 +275,10 @@ def pieces(name: str, shape: tuple[int, ...], on_disk: Collection[str] | None = 
     return [(spelled(f"{prefix}.{e}.{w}.weight"), (e, half)) for e in range(E) for w, half in halves]
 
 
-def plan_loading(checkpoint: Checkpoint, config: MiniMaxConfig, head: str) -> dict[str, list[tuple[str, tuple]]]:
-    """Match a folder with a model before any number is read.
+def plan_loading(
+    checkpoint: Checkpoint, config: MiniMaxConfig, head: str, layers: Collection[int] | None = None
+) -> dict[str, list[tuple[str, tuple]]]:
+    """Match a folder, or some ``layers`` of it, with a model before any number is read.
 
     Raises ValueError naming what is missing, what is too much, or whose shape is not the configuration's.
     """
@@ -237,7 +286,9 @@ def plan_loading(checkpoint: Checkpoint, config: MiniMaxConfig, head: str) -> di
     shapes = config.parameter_shapes(head)
     plan = {name: pieces(name, shape, on_disk) for name, shape in shapes.items()}
     used = {disk_name for parts in plan.values() for disk_name, _ in parts}
-    missing = sorted(used - on_disk)
+    if layers is not None:
+        plan = {name: parts for name, parts in plan.items() if layer_of(name) in layers}
+    missing = sorted({disk_name for parts in plan.values() for disk_name, _ in parts} - on_disk)
     if missing:
         raise ValueError(
             f"{checkpoint.path} lacks {_some(missing)}, which {head} needs; "

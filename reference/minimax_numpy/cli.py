@@ -1,4 +1,4 @@
-"""The command line: ``minimax-twin demo · crosscheck · golden · generate · inspect · bench``.
+"""The command line: ``minimax-twin demo · crosscheck · golden · generate · inspect · make · bench``.
 
 Exit status: 0 the same (or done), 1 different, 2 bad input, told in one sentence, 130 interrupted.
 """
@@ -8,18 +8,21 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from .check import crosscheck
+from .check.crosscheck import foretell
 from .check.golden import judge_golden, write_model, write_op
 from .check.report import Report
 from .check.single import check_op
 from .check.targets import load_object, optional
 from .checkpoint import Checkpoint
-from .config import MiniMaxConfig
-from .counts import describe
+from .config import LIGHTNING, SOFTMAX, MiniMaxConfig
+from .counts import count, describe
+from .making import make_checkpoint
 from .model import MiniMaxForCausalLM
 from .quantize import KINDS
 from .shipped import TINY
@@ -98,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command(run_crosscheck, "compare a model, an op or a file of numbers with the reference")
     checkpoint(sub)
+    streamed = "read weights from the shards as they are used: for a checkpoint larger than memory"
     others = "minimax_torch, transformers, package.module:factory, or a trace or answers in .safetensors"
     sub.add_argument("--against", default="minimax_torch", metavar="OTHER", help=others)
     sub.add_argument("--op", metavar="NAME", help="check one op; --against names the function")
@@ -110,6 +114,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--decode", type=int, default=4, help="tokens one by one after it")
     sub.add_argument("--layers", metavar="3,7", help="only the parts of these layers")
     sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--stream-weights", action="store_true", help=streamed)
     sub.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
     sub.add_argument("--plot", type=Path, metavar="FILE", help="draw error by depth, .svg or .png")
 
@@ -129,11 +134,20 @@ def parser() -> argparse.ArgumentParser:
     checkpoint(sub, "a config.json, a folder, or text-01; without it, the small model")
     sub.add_argument("--length", type=int, default=1_048_576, help="tokens in the cache")
     sub.add_argument("--quantization", choices=KINDS, help="also the bytes with attention and experts quantised")
+    sub.add_argument("--layers", metavar="3,7", help="list the shards that these layers need, by the index alone")
+
+    sub = command(run_make, "write a checkpoint of true shape with random weights")
+    sub.add_argument("folder", type=Path, metavar="DIR")
+    sub.add_argument("--config", default="text-01", metavar="FILE", help="a config.json, a folder, or text-01")
+    kinds = "linear or full for each layer; by default linear,full for text-01, else the configuration's own"
+    sub.add_argument("--layer-types", metavar="linear,full", help=kinds)
+    sub.add_argument("--seed", type=int, default=0)
 
     sub = command(run_bench, "measure; prints ratios of one run")
-    sub.add_argument("what", choices=("prefill", "loading", "decode"))
+    sub.add_argument("what", choices=("prefill", "loading", "decode", "streaming"))
     sub.add_argument("--length", type=int, default=4096, help="tokens of the prefill")
     sub.add_argument("--repeat", type=int, default=3)
+    sub.add_argument("--quantization", choices=KINDS, help="what loading quantises to")
     return top
 
 
@@ -172,9 +186,15 @@ def run_crosscheck(options) -> int:
         report = check_op(options.op, load_object(name), dtype=options.dtype or "float64", seed=options.seed)
     else:
         layers = None if options.layers is None else numbers(options.layers, "--layers")
+        part = bool(layers) and bool(Checkpoint(options.checkpoint).absent())  # is streamed without being told to
+        if options.stream_weights or (part and options.against == "minimax_torch"):
+            asked = (options.dtype, options.length, options.decode, layers, options.against)
+            told = foretell(options.checkpoint, *asked)
+            print(f"minimax-twin: {told}", file=sys.stderr)
         report = crosscheck(
             options.checkpoint, options.against, dtype=options.dtype, length=options.length, decode=options.decode,
             layers=layers, seed=options.seed, device=options.device,
+            stream=options.stream_weights,
         )  # fmt: skip
     return tell(report, options)
 
@@ -207,6 +227,9 @@ def run_inspect(options) -> int:
     """Count a model's parameters, bytes, FLOPs and memory, exactly, from its configuration."""
     if options.length < 1:
         raise ValueError(f"--length is {options.length}; it must be at least 1.")
+    if options.layers is not None:
+        print(describe_shards(Checkpoint(options.checkpoint), numbers(options.layers, "--layers")))
+        return OK
     if str(options.checkpoint) == "text-01":
         print(describe(MiniMaxConfig.text_01(), options.length, quantization=options.quantization))
         return OK
@@ -217,8 +240,39 @@ def run_inspect(options) -> int:
     return OK
 
 
+def describe_shards(checkpoint: Checkpoint, layers: list[int]) -> str:
+    """The shards that some layers lie in, and which of them are there; by the index, so none needs be."""
+    known = checkpoint.layers()
+    for i in layers:
+        if i not in known:
+            raise ValueError(f"{checkpoint.path} knows nothing of a layer {i}; it tells of {len(known)} layers.")
+    files = checkpoint.shards(layers)
+    width = max(len(file.name) for file in files)
+    lines = [
+        f"{file.name:<{width}}  {file.stat().st_size:>18,} bytes" if file.is_file() else f"{file.name:<{width}}  absent"
+        for file in files
+    ]
+    absent = sum(not file.is_file() for file in files)
+    told = ", ".join(map(str, layers))
+    return "\n".join([*lines, f"layers {told}: {len(files)} of {checkpoint.files} shards, {absent} of them absent"])
+
+
+def run_make(options) -> int:
+    """Write a checkpoint of true shape with random weights in bfloat16, to try streaming on."""
+    original = options.config == "text-01"
+    config = MiniMaxConfig.text_01() if original else MiniMaxConfig.from_pretrained(options.config)
+    kinds = options.layer_types or ("linear,full" if original else None)
+    if kinds:
+        names = [{"linear": LIGHTNING, "full": SOFTMAX}.get(kind, kind) for kind in kinds.split(",")]
+        config = replace(config, layer_types=tuple(names))
+    print(f"{count(config).bytes_bf16 / 1e9:.1f} GB are to be written to {options.folder}", file=sys.stderr)
+    total = make_checkpoint(options.folder, config, options.seed)
+    print(f"wrote {total:,} bytes, {config.num_hidden_layers} layers, to {options.folder}")
+    return OK
+
+
 def run_bench(options) -> int:
-    """Measure the reference: its prefill beside transformers', or the memory that loading takes."""
+    """Measure: the reference's prefill beside transformers', or the memory that loading or streaming takes."""
     return optional("minimax_torch.bench", "torch").main(options)
 
 

@@ -7,6 +7,7 @@ transformers reads and writes.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from .inputs import check_cache, check_inputs, check_kept, check_labels, check_l
 from .layers import Step, Weights, decoder_layer
 from .quantize import check_kind
 from .shapes import Hidden, Mask, Positions, TokenIds
+from .streaming import Streamed
 from .trace import record
 
 DTYPES = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
@@ -61,27 +63,37 @@ class MiniMaxModel:
     head = "MiniMaxModel"
     """The name that config.json calls this model by; a subclass goes by it too."""
 
-    def __init__(self, config: MiniMaxConfig, seed: int = 0, dtype=np.float32, weights: dict | None = None):
+    def __init__(self, config: MiniMaxConfig, seed: int = 0, dtype=np.float32, weights: Mapping | None = None):
         self.config, self.dtype = config, check_dtype(dtype)
-        self.weights: dict[str, Any] = weights or fresh_weights(config, self.head, seed, self.dtype)
+        self.weights: Mapping[str, Any] = weights or fresh_weights(config, self.head, seed, self.dtype)
 
     @classmethod
     def from_pretrained(
-        cls, path: str | os.PathLike, dtype=None, *, quantization: str | None = None, lm_head_dtype=None
+        cls,
+        path: str | os.PathLike,
+        dtype=None,
+        *,
+        quantization: str | None = None,
+        lm_head_dtype=None,
+        stream: bool = False,
     ):
         """Load a folder of safetensors, one tensor at a time.
 
         ``dtype`` None keeps the stored type where NumPy has it, and takes float32 for bfloat16. With ``quantization``
         "int8", "nf4" or "nf4-double" the matrices of attention and experts are kept in 8 or 4 bits, each quantised
         from the numbers stored as soon as it is read. ``lm_head_dtype`` is the least that the head, and so the logits,
-        are kept in. Raises FileNotFoundError or ValueError, naming the tensor or file, where the folder does not
-        hold this model.
+        are kept in. With ``stream`` nothing is loaded: weights are read from the folder as they are used, a block of
+        rows at a time, and experts only where a token is sent to them ([streaming][minimax_numpy.streaming]). Raises
+        FileNotFoundError or ValueError, naming the tensor or file, where the folder does not hold this model.
         """
-        check_kind(quantization)
+        check_kind(quantization, stream)
         dtype, lm_head_dtype = (None if t is None else check_dtype(t) for t in (dtype, lm_head_dtype))
         config = MiniMaxConfig.from_pretrained(path)
-        check_lm_head(cls.head, config, lm_head_dtype)
-        weights = load_weights(path, config, cls.head, dtype, quantization, lm_head_dtype)
+        check_lm_head(cls.head, config, lm_head_dtype, stream)
+        if stream:
+            weights: Mapping[str, Any] = Streamed(path, config, cls.head, dtype)
+        else:
+            weights = load_weights(path, config, cls.head, dtype, quantization, lm_head_dtype)
         return cls(config, dtype=weights["model.embed_tokens.weight"].dtype, weights=weights)
 
     def save_pretrained(self, path: str | os.PathLike, max_shard_bytes: int = 5 * 10**9) -> None:
@@ -91,6 +103,7 @@ class MiniMaxModel:
         only where the whole head rotates, slopes follow its rule, and there is neither prenorm nor shared expert.
         Raises ValueError on a quantised model.
         """
+        check_held(self.weights)
         save_checkpoint(path, self.config, self.head, self.weights, max_shard_bytes)
 
     def __call__(
@@ -142,7 +155,7 @@ class MiniMaxModel:
         with memory.advancing(lengths, x.dtype):
             for i in range(self.config.num_hidden_layers):
                 x, logits = decoder_layer(w / "model.layers" / i, x, self.config, i, step, memory.layers[i])
-                hidden_states.append(x)
+                hidden_states += [x] if output_hidden_states else []
                 router_logits.append(logits)
         x = (w / "model").rms_norm("norm", x, self.config.rms_norm_eps)
         return ModelOutput(
@@ -244,6 +257,14 @@ class MiniMaxForQuestionAnswering(MiniMaxModel):
         if labels is not None:  # each end is a choice among the T positions
             out.loss = ops.cross_entropy(out.logits.swapaxes(1, 2), labels)
         return out
+
+
+def check_held(weights: Mapping) -> None:
+    """Refuse to save weights that lie in a folder already."""
+    if hasattr(weights, "checkpoint"):
+        raise ValueError(
+            f"The weights are streamed from {weights.checkpoint.path}, which is a saved model; copy that folder."
+        )
 
 
 def fresh_weights(config: MiniMaxConfig, head: str, seed: int, dtype: np.dtype) -> dict[str, np.ndarray]:

@@ -2,13 +2,11 @@ r"""Weights in 8 and in 4 bits: a code for each weight, a scale for each row or 
 
 $$\hat w = s \cdot \ell_c, \qquad s = \max |w|, \qquad c = \arg\min_k |w / s - \ell_k|$$
 
-=============  ==========================================  =====================================  ==============
-kind           levels ℓ                                    one scale s, the largest |w|, for      bytes a weight
-=============  ==========================================  =====================================  ==============
-``int8``       −127 … 127, over 127                        a row of the matrix, float32           1 + 4 / columns
-``nf4``        16 quantiles of a normal distribution       64 weights in a row, float32           0.5625
-``nf4-double`` the same                                    the same, itself in 8 bits; see below  0.5159
-=============  ==========================================  =====================================  ==============
+| kind | levels ℓ | a scale s, the largest magnitude, for | bytes a weight |
+|---|---|---|---|
+| ``int8`` | −127 … 127, over 127 | each row, float32 | 1 + 4 / columns |
+| ``nf4`` | 16 quantiles of a normal distribution | each block of 64, float32 | 0.5625 |
+| ``nf4-double`` | the same | each block of 64, itself in 8 bits | 0.5159 |
 
 NF4 is QLoRA's (Dettmers et al. 2023, section 3), and codes and scales are those of bitsandbytes to the bit. Two
 codes share a byte, the first in its upper half. Blocks run through a matrix row after row and end with it: the
@@ -18,7 +16,7 @@ Double quantisation keeps the scales as $s \approx \bar s + g\, m_c$: their mean
 for 256 of them, and the nearest of 256 levels m, dense near 0 (`dynamic_levels`).
 
 Attention's projections, experts and shared experts are quantised (`is_quantized`). Embedding, head, norms and
-routers stay as they are: few in number, and what they decide is decided for every token.
+routers stay as they are: 0.5 % of the released model, and what they decide is decided for every token.
 """
 
 import re
@@ -32,9 +30,8 @@ from jaxtyping import Float, Int8, UInt8
 
 KINDS = ("int8", "nf4", "nf4-double")
 BLOCK, GROUP = 64, 256
-TINY = np.float32(1e-38)  # smaller scales than this have no finite reciprocal
+TINY = np.float32(1e-38)  # far smaller scales have no finite reciprocal
 AT_A_TIME = 1 << 18  # weights: what is computed on the way to a code takes forty times its room
-# QLoRA's appendix E, as float32.
 NF4 = np.array(
     [
         *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
@@ -44,6 +41,7 @@ NF4 = np.array(
     ],
     np.float32,
 )
+"""The levels of NF4, from QLoRA's appendix E, to the last bit of float32."""
 
 
 def is_quantized(name: str) -> bool:

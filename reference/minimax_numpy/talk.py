@@ -9,7 +9,10 @@ import numpy as np
 
 from .check.targets import optional
 from .checkpoint import write_whole
+from .config import MiniMaxConfig
+from .forecast import forecast
 from .model import MiniMaxForCausalLM
+from .quantize import KINDS
 from .text import Tokenizer
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -50,7 +53,9 @@ def add_options(sub: ArgumentParser) -> None:
     run.add_argument("--dtype", choices=DTYPES, default="float32", help="what the model computes in")
     run.add_argument("--twin", action="store_true", help="generate with minimax_torch")
     run.add_argument("--device", help="where the twin runs; cpu by default")
-    run.add_argument("--quantization", choices=("nf4", "int8"), help="hold the weights in 4 or 8 bits")
+    run.add_argument("--quantization", choices=KINDS, help="hold the weights in 4 or 8 bits")
+    streamed = "read weights from the shards as they are used: for checkpoints larger than memory"
+    run.add_argument("--stream-weights", action="store_true", help=streamed)
     run.add_argument("--prefill-chunk", type=int, metavar="N", help="read a long prompt N tokens at a time")
 
 
@@ -59,6 +64,12 @@ def run_generate(options) -> int:
     check_choices(options)
     tokenizer = Tokenizer(options.checkpoint) if options.ids is None else None
     ids, mask = read_prompts(options, tokenizer)
+    if options.stream_weights:
+        size = "float64" if options.dtype == "float64" else "float32"
+        n = 20 if options.max_new_tokens is None else options.max_new_tokens
+        config = MiniMaxConfig.from_pretrained(options.checkpoint)
+        told = forecast(options.checkpoint, config, ids.shape[1], n, rows=len(ids), dtype=size)
+        print(f"minimax-twin: {told}", file=sys.stderr)
     model, wrap = load(options)
     arguments = {name: value for name in PASSED_ON if (value := getattr(options, name)) is not None}
     if options.eos is not None:
@@ -148,6 +159,7 @@ def read_chats(options) -> list[list]:
 def load(options) -> tuple:
     """The model, of either package, and what makes its arrays of NumPy's."""
     more = {} if options.quantization is None else {"quantization": options.quantization}
+    more |= {"stream": True} if options.stream_weights else {}
     if not options.twin:
         return MiniMaxForCausalLM.from_pretrained(options.checkpoint, np.dtype(options.dtype), **more), np.asarray
     twin, torch = optional("minimax_torch", "torch"), optional("torch", "torch")

@@ -259,6 +259,14 @@ def test_an_unknown_kind_is_refused_before_anything_is_read(side):
 
 
 @both
+def test_streamed_weights_are_not_quantised(side):
+    """Both options at once are refused before the path is looked at."""
+    with pytest.raises(ValueError) as error:
+        load(side, "nowhere", quantization="nf4", stream=True)
+    assert_one_sentence(error.value, "quantization", "stream")
+
+
+@both
 def test_damaged_weights_are_not_quantised(side, tmp_path):
     """The tensor on disk is named."""
     reference = lively(CONFIG)

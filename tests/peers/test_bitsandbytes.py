@@ -92,6 +92,16 @@ def test_the_corners_of_float32(side, block, tail):
 
 
 @both
+@pytest.mark.parametrize("n", [16, 64])
+def test_half_way_between_levels_the_roundings_are_theirs(side, n):
+    """Half way is where it shows that a whole block is multiplied by a reciprocal, and the tail divided."""
+    rng, middles = np.random.default_rng(0), (NF4[:-1] + NF4[1:]) / 2
+    for scale in rng.uniform(0.01, 1, 200).astype(np.float32):
+        w = torch.tensor(np.r_[scale, middles * scale, np.zeros(n - 16, np.float32)][None])
+        assert_equal(ours(side, w, "nf4")[1].parts["codes"], peer.quantize_4bit(w, quant_type="nf4")[0])
+
+
+@both
 @given(w=arrays(np.float32, (3, 50), elements=floats(-10, 10, width=32)))
 def test_anything_else_that_comes_to_mind(side, w):
     """Whatever hypothesis thinks of: repeated values, zeros, single bits."""

@@ -251,6 +251,13 @@ def test_a_cache_that_does_not_fit_is_refused(side):
         side.cache(model.config, 0)
 
 
+def test_a_cache_on_another_device_is_refused():
+    model = TORCH.model(SMALL["hybrid"])
+    with pytest.raises(ValueError) as refused:
+        model(torch.tensor([[3, 4]]), cache=TORCH.package.Cache(model.config, 1, "meta"))
+    assert_one_sentence(refused.value, "on meta", "on cpu")
+
+
 # --- On disk -------------------------------------------------------------------------------------------------------
 
 

@@ -122,6 +122,14 @@ def test_drawing_is_its_definition(seed, top_k, top_p, temperature):
     assert sample(logits[None], np.array([u]), temperature, top_k, top_p)[0] == want
 
 
+def test_the_largest_number_draws_the_last_token_that_may_be_drawn():
+    """Where u times the sum rounds to the sum, nothing lies beyond it."""
+    logits = np.log(np.array([[0.7, 0.2, 0.1]])) + np.array([[3.3]])
+    almost = np.array([np.nextafter(1, 0)])
+    for top_p, last in ((None, 2), (0.8, 1), (0.5, 0)):
+        assert sample(logits, almost, top_p=top_p)[0] == last
+
+
 def test_tokens_come_as_often_as_they_should():
     """20,000 draws: each frequency within five standard deviations of its probability."""
     p = np.array([0.5, 0.05, 0.25, 0.2])
@@ -297,6 +305,14 @@ def test_options_that_make_no_sense(side, options, told):
         with pytest.raises(ValueError):
             side.model(SMALL).stream(side.wrap(prompts(CONFIG, 1, 3)), cache=cache, **options)
     assert array(cache.lengths).tolist() == [0] and cache.nbytes == 0
+
+
+@both
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=str)
+def test_a_cache_of_another_batch_is_refused(side, options):
+    with pytest.raises(ValueError) as refused:
+        generate(side, SMALL, prompts(CONFIG, 2, 3), cache=side.cache(SMALL.config, 3), **options)
+    assert_one_sentence(refused.value, "3 rows but this call has 2")
 
 
 @both

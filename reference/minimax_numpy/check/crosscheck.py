@@ -13,17 +13,26 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
 
 from .. import ops
+from ..checkpoint import Checkpoint, layer_of
+from ..config import MiniMaxConfig
+from ..forecast import Forecast, forecast
 from ..model import MiniMaxForCausalLM
+from ..streaming import Streamed
 from ..trace import UNIT_ROUNDOFF, Trace, round_to
 from .defects import DEFECTS
 from .judge import FLOOR, LIKENESS, allowance, first_wrong, judge, resemblance, rms
+from .partial import Layers
 from .report import DIFFERENT, MISSING, SAME, Report, Row
 from .targets import Call, NumpyTarget, RecordedTarget, Target, as_target
+
+KEPT = 16
+"""Last positions of a prefill whose logits a streamed cross-check compares: all of them would outweigh the layers."""
 
 
 def crosscheck(
@@ -36,6 +45,7 @@ def crosscheck(
     layers: Collection[int] | None = None,
     seed: int = 0,
     device: str = "cpu",
+    stream: bool = False,
 ) -> Report:
     r"""Compare a model with the float64 NumPy reference, part by part.
 
@@ -58,48 +68,100 @@ def crosscheck(
         For the token ids.
     device : str
         Where a named torch target runs.
+    stream : bool
+        Read the weights from the checkpoint as they are used, on both sides: for one that is larger than memory.
+        Each pass reads it again, so only a prefill and tokens after it are compared, part by part. Where some of
+        its shards are absent, ``layers`` whose shards are there are run by themselves, and always streamed.
 
     Raises ValueError, FileNotFoundError or ModuleNotFoundError, one sentence long, on bad input.
     """
-    if dtype is not None and dtype not in UNIT_ROUNDOFF:
-        raise ValueError(f"dtype is {dtype!r}; there are {', '.join(UNIT_ROUNDOFF)}.")
-    if length is not None and length < 1 or decode < 0:
-        raise ValueError(f"length is {length} and decode {decode}; a prefill has at least one token, decode 0 or more.")
+    check_arguments(dtype, length, decode)
     path = None if isinstance(truth, MiniMaxForCausalLM) else truth
-    exact = _as_float64(truth)
-    for i in layers or ():
-        if not 0 <= i < exact.config.num_hidden_layers:
-            raise ValueError(f"There is no layer {i}; this model has layers 0 … {exact.config.num_hidden_layers - 1}.")
-    target = as_target(other, path, dtype, device)
+    config = truth.config if isinstance(truth, MiniMaxForCausalLM) else MiniMaxConfig.from_pretrained(truth)
+    check_layers(config, layers)
+    absent = Checkpoint(path).absent() if path is not None and layers else []
+    if absent and other != "minimax_torch":
+        raise ValueError(
+            f"{path} lacks {absent[0]} and so is part of a checkpoint, which is compared with minimax_torch alone."
+        )
+    exact = Layers(path, layers, np.float64) if path and layers and absent else _as_float64(truth, stream)
+    target = as_target(other, path, dtype, device, stream, layers if absent else None)
     dtype = dtype or getattr(target, "dtype", None) or ("float64" if isinstance(target, NumpyTarget) else "float32")
 
-    length = max(130, 2 * exact.config.block_size + 2) if length is None else length
-    calls = list(plan_calls(exact.config, target, length, decode, seed))
+    length = default_length(config) if length is None else length
+    if absent:
+        calls = list(plan_hidden_calls(config, length, decode, seed))
+    else:
+        calls = list(plan_calls(config, target, length, decode, seed, is_streamed(exact)))
     runs = Runs(exact, target, dtype, calls)
-    report = Report(_title(exact, target, dtype, length, decode), notes=list(_notes(target)))
+    notes = [*_notes(target, is_streamed(exact)), *_parts(absent, layers)]
+    report = Report(_title(exact, target, dtype, length, decode), notes=notes)
     for phase in dict.fromkeys(call.phase for call in calls):
         report.rows += judge_phase(runs, phase, layers)
     outcome = [row for row in report.rows if row.part in ("lm_head", "logits")]
     if outcome and all(row.verdict == MISSING for row in outcome):
         report.lacking = "lm_head"
-    if report.first:
+    if report.first and is_streamed(exact):
+        report.looks_like = "not looked for: each planted defect would read the checkpoint once more"
+    elif report.first:
         report.looks_like, report.cure = nearest_defect(runs, report.rows)
     return report
+
+
+def check_arguments(dtype: str | None, length: int | None, decode: int) -> None:
+    """Refuse a type that there is not, and a number of tokens that cannot be run."""
+    if dtype is not None and dtype not in UNIT_ROUNDOFF:
+        raise ValueError(f"dtype is {dtype!r}; there are {', '.join(UNIT_ROUNDOFF)}.")
+    if length is not None and length < 1 or decode < 0:
+        raise ValueError(f"length is {length} and decode {decode}; a prefill has at least one token, decode 0 or more.")
+
+
+def check_layers(config: MiniMaxConfig, layers: Collection[int] | None) -> None:
+    """Refuse a layer that the model has not."""
+    for i in layers or ():
+        if not 0 <= i < config.num_hidden_layers:
+            raise ValueError(f"There is no layer {i}; this model has layers 0 … {config.num_hidden_layers - 1}.")
+
+
+def default_length(config: MiniMaxConfig) -> int:
+    """Tokens of a prefill: more than two blocks of lightning attention."""
+    return max(130, 2 * config.block_size + 2)
+
+
+def foretell(
+    path: str | os.PathLike,
+    dtype: str | None,
+    length: int | None,
+    decode: int,
+    layers: Collection[int] | None,
+    against: str = "minimax_torch",
+) -> Forecast:
+    """What a streamed cross-check will read and hold, without what a model of somebody else's does."""
+    config, checkpoint = MiniMaxConfig.from_pretrained(path), Checkpoint(path)
+    check_arguments(dtype, length, decode)
+    check_layers(config, layers)
+    part = layers if layers and checkpoint.absent() else None
+    length = default_length(config) if length is None else length
+    twin = against == "minimax_torch"
+    ours = 1 if dtype == "float64" or (twin and dtype is None) else 3  # the truth; what the type costs, and magnitudes
+    kept = KEPT if twin else 0
+    return forecast(checkpoint, config, length, decode, passes=ours + twin, traces=ours + 1, kept=kept, layers=part)
 
 
 class Runs:
     """Traces of the same calls: the truth's, the other side's, and what its type costs plain NumPy."""
 
-    def __init__(self, exact: MiniMaxForCausalLM, target: Target, dtype: str, calls: list[Call]):
+    def __init__(self, exact: MiniMaxForCausalLM | Layers, target: Target, dtype: str, calls: list[Call]):
         self.exact, self.dtype, self.calls, self.force = exact, dtype, calls, target.forcible
         self.true = self.run(NumpyTarget(exact))
-        self.free = self.run(target)
+        self.ran_alone = not (target.forcible and is_streamed(exact))  # each pass reads the checkpoint again
+        self.free = self.run(target) if self.ran_alone else []
         self.found, self.fed = self.free, None
         if target.forcible:
             self.found = self.run(target, self.true)
             late = getattr(target, "shown_late", ())
             within = {
-                part for part in self.free[0] if not part.endswith(late)
+                part for part in self.found[0] if not part.endswith(late)
             }  # it computes on with its own of the rest
             self.fed = [{part: x for part, x in trace.items() if part in within} for trace in self.true]
         self.plain = self.sizes = self.true  # float64 is not rounded
@@ -134,7 +196,7 @@ class Runs:
         masks = []
         for n, i in enumerate(self.steps(phase)):
             call, shape = self.calls[i], self.true[i][part].shape
-            tokens = call.input_ids.shape
+            tokens = call.shape
             mask = np.ones(tokens, bool) if call.attention_mask is None else call.attention_mask
             mask = mask if keep is None else mask & keep[n]
             per_token = shape[:2] == tokens and not part.endswith(".state")
@@ -148,11 +210,17 @@ class Runs:
         return np.concatenate([x[m].astype(np.float64).ravel() for x, m in zip(arrays, masks, strict=True)])
 
 
-def plan_calls(config, target: Target, length: int, decode: int, seed: int) -> Iterator[Call]:
-    """The calls of a cross-check: as many of the phases as the target takes."""
+def plan_calls(config, target: Target, length: int, decode: int, seed: int, streamed: bool = False) -> Iterator[Call]:
+    """The calls of a cross-check: as many of the phases as the target takes; two, of one row, where streamed."""
     rng = np.random.default_rng(seed)
     if isinstance(target, RecordedTarget) and target.input_ids is not None:
         yield Call("prefill", target.input_ids, start=True)
+        return
+    if streamed:
+        kept = KEPT if target.thorough else 0  # a model of somebody else's gives all of them
+        yield Call("prefill", rng.integers(0, config.vocab_size, (1, length)), start=True, logits_to_keep=kept)
+        for _ in range(decode if target.decodes else 0):
+            yield Call("decode", rng.integers(0, config.vocab_size, (1, 1)))
         return
     ids = rng.integers(0, config.vocab_size, (2, length))
     yield Call("prefill", ids, start=True, labels=ids if length > 1 else None)
@@ -180,11 +248,20 @@ def plan_calls(config, target: Target, length: int, decode: int, seed: int) -> I
         )
 
 
+def plan_hidden_calls(config: MiniMaxConfig, length: int, decode: int, seed: int) -> Iterator[Call]:
+    """A prefill and tokens after it, for layers without an embedding: random hidden states of unit RMS."""
+    rng = np.random.default_rng(seed)
+    for i, n in enumerate((length, *[1] * decode)):
+        x = rng.standard_normal((1, n, config.hidden_size))
+        x /= np.sqrt(np.mean(x * x, axis=-1, keepdims=True))
+        yield Call("decode" if i else "prefill", start=i == 0, inputs_embeds=x)
+
+
 def judge_phase(runs: Runs, phase: str, layers: Collection[int] | None) -> Iterator[Row]:
     """A row for each part, in the order in which the model computes them."""
     decided: dict[str, list[np.ndarray]] = {}
     for part, x in runs.true[runs.steps(phase)[0]].items():
-        if layers is None or _layer_of(part) in layers:
+        if layers is None or layer_of(part) in layers:
             yield judge_part(runs, Row(part, phase, x.shape), decided)
 
 
@@ -218,7 +295,7 @@ def judge_part(runs: Runs, row: Row, decided: dict[str, list[np.ndarray]]) -> Ro
             row.where = _first_wrong(runs, phase, part, allowed)
     if keep is not None and not all(k.all() for k in keep):
         row.note = f"{sum(int((~k).sum()) for k in keep)} undecided tokens left out"
-    if runs.force:
+    if runs.force and runs.ran_alone:
         alone = runs.values(runs.free, phase, part, keep)
         row.free = rms(alone - exact) / max(rms(exact), FLOOR) if alone.shape == exact.shape else None
         settled = all(k.all() for masks in decided.values() for k in masks)  # no routing was a toss-up
@@ -255,8 +332,10 @@ def decisions(runs: Runs, phase: str, gate: str, allowed: float) -> list[np.ndar
     return decided
 
 
-def rounded(exact: MiniMaxForCausalLM, dtype: str) -> NumpyTarget:
+def rounded(exact: MiniMaxForCausalLM | Layers, dtype: str) -> NumpyTarget:
     """The same model with its weights rounded to a type, computing in float32: what the type costs plain NumPy."""
+    if isinstance(exact.weights, Streamed):
+        return NumpyTarget(_over(exact, exact.weights.again(np.float32, dtype)))
     weights = {
         name: (x if name.endswith("mlp.gate.weight") else round_to(x, dtype)).astype(np.float32)
         for name, x in exact.weights.items()
@@ -264,11 +343,11 @@ def rounded(exact: MiniMaxForCausalLM, dtype: str) -> NumpyTarget:
     return NumpyTarget(MiniMaxForCausalLM(exact.config, dtype=np.float32, weights=weights))
 
 
-def on_magnitudes(exact: MiniMaxForCausalLM) -> NumpyTarget:
+def on_magnitudes(exact: MiniMaxForCausalLM | Layers) -> NumpyTarget:
     """The same model with its sums taken over magnitudes: how much each part can lose by summing in another order."""
 
     def linear(x, weight, bias=None):
-        return ops.projections.linear(np.abs(x), np.abs(weight), bias if bias is None else np.abs(bias))
+        return ops.projections.linear(np.abs(x), abs(weight), bias if bias is None else np.abs(bias))
 
     def lightning(q, k, v, slopes, state=None, **options):
         state = state if state is None else np.abs(state)
@@ -278,12 +357,13 @@ def on_magnitudes(exact: MiniMaxForCausalLM) -> NumpyTarget:
         return ops.attention.softmax_attention(q, k, np.abs(v), visible)
 
     def experts(x, weights, indices, gate_up, down, hidden_act="silu"):
-        F = down.shape[2]
-        hidden = ops.projections.linear(x[..., None, :], gate_up.reshape(-1, x.shape[-1]))
-        hidden = hidden.reshape(*x.shape[:-1], len(gate_up), 2 * F)  # (B, T, E, 2F)
-        hidden = np.abs(ops.activate(hidden[..., :F], hidden_act) * hidden[..., F:])
-        said = np.einsum("btef,edf->bted", hidden, np.abs(down))
-        return (np.take_along_axis(said, indices[..., None], axis=2) * weights[..., None]).sum(axis=2)
+        F, y = down.shape[2], np.zeros_like(x)
+        for expert in np.unique(indices):
+            *token, choice = np.nonzero(indices == expert)
+            hidden = ops.projections.linear(x[*token], gate_up[expert])  # (tokens of the expert, 2F)
+            hidden = ops.activate(hidden[..., :F], hidden_act) * hidden[..., F:]
+            y[*token] += weights[*token, choice, None] * linear(hidden, down[expert])
+        return y
 
     functions: dict[str, Callable] = {"linear": linear, "lightning_attention_chunked": lightning}
     return NumpyTarget(exact, {**functions, "softmax_attention": attention, "mix_experts": experts})
@@ -323,16 +403,25 @@ def nearest_defect(runs: Runs, rows: list[Row]) -> tuple[str | None, str | None]
     return (None, None) if named is None else (named.says, named.cure)
 
 
-def _as_float64(model: MiniMaxForCausalLM | str | os.PathLike) -> MiniMaxForCausalLM:
+def is_streamed(model: MiniMaxForCausalLM | Layers) -> bool:
+    """Whether a model's weights are read anew by each pass."""
+    return isinstance(model.weights, Streamed)
+
+
+def _over(model, weights: Streamed):
+    """The same model with other weights."""
+    other = copy(model)
+    other.weights = weights
+    return other
+
+
+def _as_float64(model: MiniMaxForCausalLM | str | os.PathLike, stream: bool) -> MiniMaxForCausalLM:
     if not isinstance(model, MiniMaxForCausalLM):
-        return MiniMaxForCausalLM.from_pretrained(model, np.float64)
+        return MiniMaxForCausalLM.from_pretrained(model, np.float64, stream=stream)
+    if isinstance(model.weights, Streamed):
+        return _over(model, model.weights.again(np.float64))
     weights = {name: np.asarray(x, np.float64) for name, x in model.weights.items()}
     return MiniMaxForCausalLM(model.config, dtype=np.float64, weights=weights)
-
-
-def _layer_of(part: str) -> int | None:
-    found = re.match(r"model\.layers\.(\d+)", part)
-    return int(found[1]) if found else None
 
 
 def _title(exact, target: Target, dtype: str, length: int, decode: int) -> str:
@@ -343,8 +432,18 @@ def _title(exact, target: Target, dtype: str, length: int, decode: int) -> str:
     )
 
 
-def _notes(target: Target) -> Iterator[str]:
+def _parts(absent: list[str], layers: Collection[int] | None) -> Iterator[str]:
+    if absent:
+        told = ", ".join(map(str, sorted(layers or ())))
+        yield f"shards that are absent: {len(absent)}; run by themselves, on random hidden states: layers {told}"
+
+
+def _notes(target: Target, streamed: bool) -> Iterator[str]:
     yield from getattr(target, "notes", [])
+    if streamed:
+        yield "weights were streamed: a prefill and tokens after it, one row, each side run once"
+        yield f"not tried: other phases, losses, a run of the other side alone, logits before the last {KEPT}"
+        return
     if not target.forcible:
         yield "no local pass: it cannot be fed the truth's inputs, so a part is judged with all that came before it"
     if target.decodes and not target.thorough:

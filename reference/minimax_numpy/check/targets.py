@@ -19,6 +19,7 @@ from ..cache import Cache
 from ..checkpoint import read_tensors
 from ..model import MiniMaxForCausalLM
 from ..trace import recording
+from .partial import Layers
 
 Watch = Callable[[str, np.ndarray], np.ndarray]
 
@@ -27,16 +28,30 @@ class Call(NamedTuple):
     """One forward call. Calls of a phase follow one another on one cache; ``start`` begins an empty one."""
 
     phase: str
-    input_ids: np.ndarray
+    input_ids: Any = None
     attention_mask: np.ndarray | None = None
     start: bool = False
     labels: np.ndarray | None = None
     cu_seqlens: np.ndarray | None = None
+    logits_to_keep: int = 0
+    inputs_embeds: np.ndarray | None = None  # in place of ids, where layers are run by themselves
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[B, T]."""
+        return self.input_ids.shape if self.inputs_embeds is None else self.inputs_embeds.shape[:2]
 
     @property
     def rows(self) -> int:
         """How many rows the cache has: one a document, where the call is packed."""
-        return len(self.input_ids) if self.cu_seqlens is None else len(self.cu_seqlens) - 1
+        return self.shape[0] if self.cu_seqlens is None else len(self.cu_seqlens) - 1
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What only streamed calls say."""
+        if self.inputs_embeds is not None:
+            return {"inputs_embeds": self.inputs_embeds}
+        return {"logits_to_keep": self.logits_to_keep} if self.logits_to_keep else {}
 
 
 @runtime_checkable
@@ -60,7 +75,10 @@ class NumpyTarget:
     padding: str | None = "any"
 
     def __init__(
-        self, model: MiniMaxForCausalLM, functions: dict[str, Callable] | None = None, name: str = "minimax_numpy"
+        self,
+        model: MiniMaxForCausalLM | Layers,
+        functions: dict[str, Callable] | None = None,
+        name: str = "minimax_numpy",
     ):
         self.model, self.functions, self.name = model, functions or {}, name
         self.cache: Cache | None = None
@@ -71,9 +89,15 @@ class NumpyTarget:
         training: dict[str, Any] = {} if call.labels is None else {"labels": call.labels, "output_router_logits": True}
         with recording(watch), ops.using(**self.functions):
             out = self.model(
-                call.input_ids, call.attention_mask, cache=self.cache, cu_seqlens=call.cu_seqlens, **training
+                call.input_ids,
+                call.attention_mask,
+                cache=self.cache,
+                cu_seqlens=call.cu_seqlens,
+                **training,
+                **call.options,
             )
-        watch("logits", out.logits)
+        if out.logits is not None:
+            watch("logits", out.logits)
         watch("cache.lengths", self.cache.lengths)
 
 
@@ -104,12 +128,19 @@ class RecordedTarget(CallableTarget):
         super().__init__(lambda ids: self.parts, str(file))
 
 
-def as_target(other: Any, path: str | os.PathLike | None, dtype: str | None, device: str) -> Target:
+def as_target(
+    other: Any,
+    path: str | os.PathLike | None,
+    dtype: str | None,
+    device: str,
+    stream: bool = False,
+    layers: Collection[int] | None = None,
+) -> Target:
     """Make a target of a model, a callable, a trace's file or a name; see `crosscheck`."""
     if isinstance(other, MiniMaxForCausalLM):
         return NumpyTarget(other, name="a NumPy model")
     if isinstance(other, str | os.PathLike):
-        return _by_name(str(other), path, dtype, device)
+        return _by_name(str(other), path, dtype, device, stream, layers)
     if hasattr(other, "named_modules"):
         return _hooks().TorchTarget(other, type(other).__name__)
     if isinstance(other, Target):
@@ -132,12 +163,14 @@ def optional(module: str, extra: str):
         raise ModuleNotFoundError(told, name=error.name) from None
 
 
-def _by_name(name: str, path, dtype, device) -> Target:
+def _by_name(name: str, path, dtype, device, stream, layers) -> Target:
     if name.endswith(".safetensors"):
         return RecordedTarget(name)
     if name in ("minimax_torch", "transformers"):
         if path is None:
             raise ValueError(f"Against {name} the truth must be a checkpoint's folder; both sides load it.")
+        if name == "minimax_torch":
+            return _hooks().open_minimax_torch(path, dtype, device, stream, layers)
         return getattr(_hooks(), f"open_{name}")(path, dtype, device)
     factory = load_object(name)
     with blaming(name):
