@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from . import model as twins
 from . import ops
 from .cache import Cache
-from .model import DTYPES, Pretrained
+from .model import DTYPES, Pretrained, check_device, load_weights
 from .ops.attention import check_implementation
 
 transformers = optional("transformers", "hf")
@@ -593,17 +593,8 @@ def spread(model: type[Bridge], config, folder: Path, dtype, quantization, how: 
 
 
 def load(cls: type[Pretrained], config, folder: Path, dtype, device, quantization) -> Pretrained:
-    """Our twin of a folder, with what ``config`` says otherwise."""
-    ours, attention = our_config(config), config._attn_implementation or "sdpa"
-    twin = cls.from_pretrained(folder, dtype, device, attention, quantization=quantization)
-    if twin.config == ours:
-        return twin
-    found, wanted = (c.parameter_shapes(cls.head) for c in (twin.config, ours))
-    if found != wanted:
-        name = next(name for name in {**found, **wanted} if found.get(name) != wanted.get(name))
-        raise ValueError(
-            f"{name!r} has shape {found.get(name)} in {folder}; the configuration makes it {wanted.get(name)}."
-        )
-    other = cls(ours, seed=None, attn_implementation=attention)
-    other._take(twin.weights, None, twin.device)
-    return other
+    """Our twin of a folder, built as ``config`` says, which may be more than the folder's own says."""
+    ours, device = our_config(config), check_device(device)
+    twin = cls(ours, seed=None, attn_implementation=config._attn_implementation or "sdpa")
+    twin._take(load_weights(folder, ours, cls.head, dtype, quantization, None, device), None, device)
+    return twin
