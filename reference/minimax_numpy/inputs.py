@@ -90,3 +90,11 @@ def check_kept(logits_to_keep: int, labels) -> None:
         raise ValueError(f"logits_to_keep is {logits_to_keep}; it must be 0 (all) or more.")
     if logits_to_keep and labels is not None:
         raise ValueError("labels need the logits of every token; leave logits_to_keep at 0.")
+
+
+def check_lm_head(head: str, config, lm_head_dtype) -> None:
+    """Refuse a type for a head that the model has not, or shares with its embedding."""
+    if lm_head_dtype is not None and head != "MiniMaxForCausalLM":
+        raise ValueError(f"lm_head_dtype is for MiniMaxForCausalLM; {head} has no lm_head.")
+    if lm_head_dtype is not None and config.tie_word_embeddings:
+        raise ValueError("lm_head_dtype asks for a head in a type of its own; this model's head is its embedding.")

@@ -326,7 +326,7 @@ def nearest_defect(runs: Runs, rows: list[Row]) -> tuple[str | None, str | None]
 def _as_float64(model: MiniMaxForCausalLM | str | os.PathLike) -> MiniMaxForCausalLM:
     if not isinstance(model, MiniMaxForCausalLM):
         return MiniMaxForCausalLM.from_pretrained(model, np.float64)
-    weights = {name: x.astype(np.float64) for name, x in model.weights.items()}
+    weights = {name: np.asarray(x, np.float64) for name, x in model.weights.items()}
     return MiniMaxForCausalLM(model.config, dtype=np.float64, weights=weights)
 
 
