@@ -23,6 +23,7 @@ import torch
 import transformers
 from close import NUMPY, ROUNDING, SAME, TORCH, Side, array, error, lively, prompts
 from minimax_numpy import MiniMaxConfig
+from minimax_numpy.check.defects import DEFECTS
 from minimax_numpy.config import HYBRID, LIGHTNING, SOFTMAX
 from minimax_numpy.generate import Generates
 from transformers.models.minimax.modeling_minimax import MiniMaxCache
@@ -588,6 +589,15 @@ def test_in_the_default_order_of_layers_these_do_not_appear(asked):
     """In transformers' own default, softmax first, its cache knows its length: it can pass these measures, and does."""
     found = asked.found(Maker(transformers, (SOFTMAX, LIGHTNING) * 4))
     assert asked.keeps(found) or not MEASURED
+
+
+@pytest.mark.parametrize("measure", ["padding_on_the_right_leaves_the_state_alone", "holes_in_a_mask_are_not_there"])
+def test_padding_that_decays_gives_their_figures(measure):
+    """That mistake planted in the reference, and no other, errs as much as they do: the cause is what we say it is."""
+    asked = next(asked for asked in CLAIMS if asked.measure.__name__ == f"test_{measure}")
+    with NUMPY.package.ops.using(**DEFECTS["padding_decays"].plant(NUMPY.package.ops)):
+        planted = asked.measure(Maker(NUMPY))
+    assert planted == pytest.approx(asked.found(Maker(transformers)), rel=1e-4) or not MEASURED  # of float32's 1e-7
 
 
 NUMBER = r"\d+(?:\.\d+)?(?:e-\d+)?"
