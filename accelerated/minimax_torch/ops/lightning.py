@@ -34,7 +34,7 @@ def lightning_attention_recurrent(
     """Twin of [lightning_attention_recurrent][minimax_numpy.ops.lightning.lightning_attention_recurrent]."""
     out_dtype, T = q.dtype, q.shape[2]
     q, k, v, S = _prepare(q, k, v, state, mask)
-    keep = torch.exp(-slopes.double()).to(q.dtype)[:, None, None]  # (H, 1, 1)
+    keep = torch.exp(-slopes.double()).to(q.device, q.dtype)[:, None, None]  # (H, 1, 1)
     out = []
     for t in range(T):
         decayed = keep * S if mask is None else torch.where(mask[:, t, None, None, None], keep * S, S)
