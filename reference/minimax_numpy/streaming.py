@@ -124,7 +124,8 @@ class Matrix:
         return self.shape[0]
 
     def __abs__(self) -> "Matrix":
-        return replace(self, source=replace(self.source, change=np.abs))
+        first = self.source.change or np.asarray
+        return replace(self, source=replace(self.source, change=lambda block: np.abs(first(block))))
 
     def __getitem__(self, ids: Int[np.ndarray, "*axes"]) -> Float[np.ndarray, "*axes n"]:
         found, place = np.unique(ids, return_inverse=True)
