@@ -30,14 +30,14 @@ generated: .venv/test  ## make again what is made by scripts: notebooks, figures
 	$(BIN)/python docs/figures/model.py
 	$(BIN)/python docs/reference/make_api.py
 
-tiny: .venv/torch  ## make the small model that ships with the package again
+tiny: .venv/text  ## make the small model that ships with the package again
 	$(BIN)/python -m minimax_numpy.shipped
 
 .venv/pip:
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/torch .venv/test .venv/docs: .venv/%: .venv/pip pyproject.toml constraints.txt
+.venv/torch .venv/text .venv/test .venv/docs: .venv/%: .venv/pip pyproject.toml constraints.txt
 	@echo "installing minimax-twin[$*] into .venv"
 	@$(INSTALL) -e '.[$*]'
 	@touch $@

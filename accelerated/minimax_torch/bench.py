@@ -3,6 +3,7 @@
 ``prefill`` times the NumPy reference beside transformers on the same weights. ``loading`` reads a checkpoint in a
 process of its own and compares the peak of its memory with what it keeps. ``streaming`` makes a checkpoint, runs it
 from disk in such a process, and compares the peak with its largest tensor, and bytes read with bytes foretold.
+``decode`` times a token of one layer after texts of three lengths.
 """
 
 import dataclasses
@@ -12,16 +13,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from statistics import median
 
 import numpy as np
 import torch
+from minimax_numpy import ops
+from minimax_numpy.cache import Cache
 from minimax_numpy.check.targets import optional
 from minimax_numpy.config import HYBRID, LIGHTNING, SOFTMAX, MiniMaxConfig
+from minimax_numpy.counts import binary
+from minimax_numpy.layers import Step, Weights, lightning_self_attention, softmax_self_attention
 from minimax_numpy.making import make_checkpoint
 from minimax_numpy.model import MiniMaxForCausalLM
 from minimax_numpy.shipped import TINY
+
+from .layers import Step as TwinStep
 
 MEDIUM = MiniMaxConfig.tiny(
     vocab_size=1024,
@@ -42,9 +50,11 @@ import sys, {package} as package
 def rss():
     with open("/proc/self/status") as f:
         return {{k: int(v.split()[0]) * 1024 for k, v in (l.split(":") for l in f if l.startswith(("VmRSS", "VmHWM")))}}
-package.MiniMaxForCausalLM.from_pretrained(sys.argv[2])  # a small one first: libraries load themselves lazily, too
+kind = sys.argv[3] or None
+# a small one first: libraries load themselves lazily, too
+package.MiniMaxForCausalLM.from_pretrained(sys.argv[2], quantization=kind)
 before = rss()["VmRSS"]
-model = package.MiniMaxForCausalLM.from_pretrained(sys.argv[1])
+model = package.MiniMaxForCausalLM.from_pretrained(sys.argv[1], quantization=kind)
 after = rss()
 kept = sum(x.nbytes for x in model.weights.values())
 largest = max(x.nbytes for x in model.weights.values())
@@ -82,7 +92,8 @@ def main(options) -> int:
     """Run a measurement and print it."""
     if options.length < 2 or options.repeat < 1:
         raise ValueError(f"--length is {options.length} and --repeat {options.repeat}; at least 2 tokens and 1 run.")
-    return {"prefill": prefill, "loading": loading, "streaming": streaming}[options.what](options)
+    kinds = {"prefill": prefill, "loading": loading, "decode": decode, "streaming": streaming}
+    return kinds[options.what](options)
 
 
 def prefill(options) -> int:
@@ -137,11 +148,18 @@ def loading(options) -> int:
         model = twin.MiniMaxForCausalLM.from_reference(MiniMaxForCausalLM(config), dtype=torch.bfloat16)
         model.save_pretrained(folder)
         stored = os.path.getsize(os.path.join(folder, "model.safetensors"))
-        print(f"a checkpoint of {stored / 2**20:.0f} MiB in bfloat16, read a tensor at a time in a process of its own")
+        quantised = f", quantised to {options.quantization}" if options.quantization else ""
+        print(
+            f"a checkpoint of {stored / 2**20:.0f} MiB in bfloat16, read a tensor at a time{quantised}, "
+            "in a process of its own"
+        )
         for package in ("minimax_numpy", "minimax_torch"):
             code = LOAD.format(package=package)
             out = subprocess.run(
-                [sys.executable, "-c", code, folder, str(TINY)], check=True, capture_output=True, text=True
+                [sys.executable, "-c", code, folder, str(TINY), options.quantization or ""],
+                check=True,
+                capture_output=True,
+                text=True,
             )
             kept, largest, peak = map(int, out.stdout.split())
             above, mib = (peak - kept) / largest, 2**20
@@ -175,3 +193,68 @@ def streaming(options) -> int:
                 f"{time.perf_counter() - start:.1f} s"
             )
     return 0
+
+
+def decode(options) -> int:
+    """Time and memory of a token after 1k, 64k and 1M others: lightning layers of both twins, and a softmax layer.
+
+    The pasts are random: a state is advanced by the op itself, keys and values are put into their slots.
+    """
+    pasts = (1024, 65_536, 1_048_576)
+    config = dataclasses.replace(MEDIUM, layer_types=(LIGHTNING, SOFTMAX), num_key_value_heads=1)
+    reference = MiniMaxForCausalLM(config, dtype=np.float32)
+    w = Weights(reference.weights) / "model.layers"
+    layer = optional("minimax_torch", "torch").MiniMaxForCausalLM.from_reference(reference).model.layers[0].self_attn
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, 1, config.hidden_size), np.float32)
+    caches = {P: past_of(config, P, rng) for P in pasts}
+    runs: dict[tuple, Callable] = {}
+    for P, cache in caches.items():
+        here = np.array([[P]])
+        step, twin_step = Step(here, here), TwinStep(torch.from_numpy(here), torch.from_numpy(here))
+        state, memory = cache.layers[0].state, cache.layers[1]
+        runs["minimax_numpy", "lightning", P] = partial(
+            lightning_self_attention, w / 0 / "self_attn", x, config, 0, step, state
+        )
+        runs["minimax_torch", "lightning", P] = partial(layer, torch.from_numpy(x), twin_step, torch.from_numpy(state))
+        runs["minimax_numpy", "softmax", P] = partial(
+            softmax_self_attention, w / 1 / "self_attn", x, config, step, memory
+        )
+    with torch.no_grad():
+        times = in_turn(runs, options.repeat)
+    print(
+        f"one token of one layer, float32, {torch.get_num_threads()} threads; D {config.hidden_size}, "
+        f"{config.num_attention_heads} × {config.head_dim} heads, 1 key head in softmax layers; medians of "
+        f"{20 * options.repeat} tokens, taken in turn"
+    )
+    for package, kind, P in sorted(runs, key=lambda run: (run[1], run[0], run[2])):
+        held, first = (caches[p].layers[kind == "softmax"].nbytes for p in (P, pasts[0]))
+        time, least = times[package, kind, P], times[package, kind, pasts[0]]
+        print(
+            f"{package}  {kind:<9}  after {P:9,} tokens  {time * 1e6:8.0f} µs ({time / least:7.2f} ×)  "
+            f"{binary(held):>9} ({held / first:7.2f} ×)"
+        )
+    return 0
+
+
+def past_of(config: MiniMaxConfig, length: int, rng: np.random.Generator) -> Cache:
+    """A cache of two layers after that many random tokens."""
+    H, G, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    cache, piece = Cache(config, 1), 16_384
+    slopes = ops.decay_slopes(H, 0, 2, config.slope_rule)
+    for start in range(0, length, piece):
+        T = min(piece, length - start)
+        q, k, v = (rng.standard_normal((1, H, T, d), np.float32) for _ in range(3))
+        cache.layers[0].state = ops.lightning_attention_chunked(q, k, v, slopes, cache.layers[0].state)[1]
+        cache.layers[1].append(k[:, :G], v[:, :G], np.arange(start, start + T)[None], None)
+    return cache
+
+
+def in_turn(runs: dict[tuple, Callable], repeat: int) -> dict[tuple, float]:
+    """Median seconds of each function, called in turn, so that a busy machine is busy for all."""
+    times: dict[tuple, list[float]] = {key: [] for key in runs}
+    for _ in range(repeat):
+        for key, run in runs.items():
+            run()  # brings back what the others pushed out of the machine's caches
+            times[key] += [seconds(run) for _ in range(20)]
+    return {key: median(found) for key, found in times.items()}

@@ -103,8 +103,9 @@ class TorchTarget:
 
     @property
     def dtype(self) -> str | None:
-        """What its weights are in, routers aside; the widest of them where they differ."""
-        found = {x.dtype for name, x in self.model.named_parameters() if not name.endswith("gate.weight")}
+        """What its weights are in, routers and the head aside, which may be wider; the widest where they differ."""
+        wide = ("gate.weight", "lm_head.weight")
+        found = {x.dtype for name, x in self.model.named_parameters() if not name.endswith(wide)}
         return next((name for name in ("float64", "float32", "bfloat16", "float16") if DTYPES[name] in found), None)
 
     def to(self, dtype: str | None, device: str) -> None:

@@ -1,27 +1,31 @@
 """Twin of `minimax_numpy.model`: the same models as torch modules, on any device, float64 to float16.
 
-Beside what the reference offers: ``device=`` and ``attn_implementation=`` ("sdpa", or "eager" for the equation
-written out), and `from_reference`, which takes a NumPy model's weights.
+Beside what the reference offers: ``device=`` and ``attn_implementation=`` ("sdpa", "eager" for the equation
+written out, or "flash_attention_2"), and `from_reference`, which takes a NumPy model's weights.
 """
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import minimax_numpy.model as reference
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from minimax_numpy.checkpoint import Checkpoint, plan_loading, save_checkpoint
+from minimax_numpy.checkpoint import Checkpoint, by_matrix, plan_loading, read_matrix, save_checkpoint
 from minimax_numpy.config import MiniMaxConfig
 from minimax_numpy.generate import Generates
-from minimax_numpy.inputs import check_cache, check_inputs, check_kept, check_labels
+from minimax_numpy.inputs import check_cache, check_inputs, check_kept, check_labels, check_lm_head
 from minimax_numpy.model import ModelOutput, check_held, fresh_weights
+from minimax_numpy.quantize import check_kind, is_quantized
 from torch import Tensor, nn
 
 from . import ops
 from .cache import Cache, held_positions, to_bits
 from .layers import DecoderLayer, RMSNorm, Step
+from .ops.attention import check_implementation
+from .quantize import Quantized, quantize, replace_parameter
 from .shapes import Hidden, Positions, TokenIds
 from .streaming import Streamed
 
@@ -47,6 +51,7 @@ class Pretrained(nn.Module):
         super().__init__()
         self.config = config
         check_dtype(dtype)
+        check_implementation(attn_implementation)
         with torch.device("meta"):  # shapes only: the weights come once, below
             self._build(config, attn_implementation)
         if seed is not None:
@@ -56,16 +61,20 @@ class Pretrained(nn.Module):
     def _build(self, config: MiniMaxConfig, attn_implementation: str) -> None:
         raise NotImplementedError
 
-    def _take(self, weights: dict[str, Tensor], dtype: torch.dtype | None, device: torch.device) -> None:
+    def _take(self, weights: dict[str, Any], dtype: torch.dtype | None, device: torch.device) -> None:
         """Make these the parameters; routers are float32 at least."""
+        state: dict[str, Tensor] = {}
         for name, x in weights.items():
             kept = x.dtype if dtype is None else dtype
             if name.endswith("mlp.gate.weight"):
                 kept = torch.promote_types(kept, torch.float32)
-            weights[name] = x.to(device, kept)
-        if isinstance(self, MiniMaxModel):
-            weights = {name.removeprefix("model."): x for name, x in weights.items()}
-        self.load_state_dict(weights, assign=True)
+            path = name.removeprefix("model.") if isinstance(self, MiniMaxModel) else name
+            if isinstance(x, Quantized):
+                replace_parameter(self, path, x.to(device, kept))
+                state |= {f"{path}.{part}": codes for part, codes in x.parts.items()}
+            else:
+                state[path] = weights[name] = x.to(device, kept)
+        self.load_state_dict(state, assign=True)
 
     def _stream(self, weights: Streamed) -> None:
         """Put weights that are read as they are used where the parameters were; vectors and routers stay parameters."""
@@ -78,11 +87,13 @@ class Pretrained(nn.Module):
 
     @property
     def weights(self) -> Mapping[str, Any]:
-        """Name → tensor, named as in ``config.parameter_shapes()``."""
+        """Name → tensor, named as in ``config.parameter_shapes()``; or a quantised one, which is one weight."""
         if self.streamed is not None:
             return self.streamed
         prefix = "model." if isinstance(self, MiniMaxModel) else ""
-        return {prefix + name: x for name, x in self.state_dict().items()}
+        quantized = {name: module for name, module in self.named_modules() if isinstance(module, Quantized)}
+        whole = {name: x for name, x in self.state_dict().items() if name.rpartition(".")[0] not in quantized}
+        return {prefix + name: x for name, x in {**whole, **quantized}.items()}
 
     @property
     def device(self) -> torch.device:
@@ -95,7 +106,11 @@ class Pretrained(nn.Module):
         if model.head != cls.head:
             raise ValueError(f"The model is a {model.head}; its twin is minimax_torch.{model.head}.")
         twin = cls(model.config, seed=None, **kwargs)
-        twin._take({name: torch.tensor(x) for name, x in model.weights.items()}, dtype, check_device(device))
+        weights = {
+            name: torch.tensor(x) if isinstance(x, np.ndarray) else Quantized.from_reference(x)
+            for name, x in model.weights.items()
+        }
+        twin._take(weights, dtype, check_device(device))
         return twin
 
     @classmethod
@@ -106,35 +121,29 @@ class Pretrained(nn.Module):
         device: torch.device | str | None = None,
         attn_implementation: str = "sdpa",
         *,
+        quantization: str | None = None,
+        lm_head_dtype: torch.dtype | None = None,
         stream: bool = False,
     ):
         """Twin of [from_pretrained][minimax_numpy.model.MiniMaxModel.from_pretrained]; None keeps every stored type."""
+        check_kind(quantization, stream)
+        for asked in filter(None, (dtype, lm_head_dtype)):
+            check_dtype(asked)
         device = check_device(device)
         config = MiniMaxConfig.from_pretrained(path)
+        check_lm_head(cls.head, config, lm_head_dtype, stream)
         model = cls(config, seed=None, attn_implementation=attn_implementation)
         if stream:
-            if dtype is not None:
-                check_dtype(dtype)
             model._stream(Streamed(path, config, cls.head, dtype, device=device))
             return model
-        checkpoint = Checkpoint(path)
-        plan = plan_loading(checkpoint, config, cls.head)
-        weights: dict[str, Tensor] = {}
-        for name, shape in config.parameter_shapes(cls.head).items():
-            for disk_name, where in plan[name]:
-                x = read_tensor(checkpoint, disk_name).to(device)
-                x = x if dtype is None or name.endswith("mlp.gate.weight") else x.to(dtype)
-                if where == ():
-                    weights[name] = x
-                else:
-                    weights.setdefault(name, x.new_empty(shape))[where] = x
-        model._take(weights, dtype, device)
+        model._take(load_weights(path, config, cls.head, dtype, quantization, lm_head_dtype, device), None, device)
         return model
 
     def save_pretrained(self, path: str | os.PathLike, max_shard_bytes: int = 5 * 10**9) -> None:
         """Twin of [save_pretrained][minimax_numpy.model.MiniMaxModel.save_pretrained]."""
         check_held(self.weights)
-        arrays = {name: to_bits(x) for name, x in self.weights.items()}
+        weights = self.weights.items()
+        arrays = {name: x if isinstance(x, Quantized) else to_bits(x) for name, x in weights}
         save_checkpoint(path, self.config, self.head, arrays, max_shard_bytes)
 
 
@@ -197,7 +206,7 @@ class MiniMaxForCausalLM(Pretrained, Generates):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def _take(self, weights: dict[str, Tensor], dtype: torch.dtype | None, device: torch.device) -> None:
+    def _take(self, weights: dict[str, Any], dtype: torch.dtype | None, device: torch.device) -> None:
         if self.config.tie_word_embeddings:
             weights = {**weights, "lm_head.weight": weights["model.embed_tokens.weight"]}
         super()._take(weights, dtype, device)
@@ -216,15 +225,15 @@ class MiniMaxForCausalLM(Pretrained, Generates):
         if self.streamed is not None:
             return self.streamed
         tied = {"lm_head.weight"} if self.config.tie_word_embeddings else set()
-        return {name: x for name, x in self.state_dict().items() if name not in tied}
+        return {name: x for name, x in super().weights.items() if name not in tied}
 
     def forward(self, input_ids=None, attention_mask=None, *, labels=None, logits_to_keep: int = 0, **inputs):
         """Twin of the call of [MiniMaxForCausalLM][minimax_numpy.model.MiniMaxForCausalLM]."""
         check_labels(self.head, self.config, labels, input_ids, **inputs)
         check_kept(logits_to_keep, labels)
         out = self.model(input_ids, attention_mask, **inputs)
-        x = out.last_hidden_state
-        out.logits = self.lm_head(x[:, -logits_to_keep:] if logits_to_keep else x)  # (B, T or n, V)
+        x = out.last_hidden_state[:, -logits_to_keep:] if logits_to_keep else out.last_hidden_state
+        out.logits = self.lm_head(x.to(torch.promote_types(x.dtype, self.lm_head.weight.dtype)))  # (B, T or n, V)
         mask = None if attention_mask is None else attention_mask.bool()
         if labels is not None:
             out.loss = ops.causal_loss(out.logits, within_documents(labels, inputs.get("cu_seqlens")), mask)
@@ -349,10 +358,11 @@ def last_tokens(config, shape, input_ids, attention_mask, cu_seqlens) -> tuple[T
     return torch.from_numpy(row), torch.from_numpy(np.asarray(last))
 
 
-def check_dtype(dtype: torch.dtype) -> None:
-    """Refuse a dtype that is not one of the four."""
+def check_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Twin of [check_dtype][minimax_numpy.model.check_dtype], which has no bfloat16."""
     if dtype not in DTYPES.values():
         raise ValueError(f"dtype is {dtype}; torch models are {', '.join(DTYPES)}.")
+    return dtype
 
 
 def check_device(device: torch.device | str | None) -> torch.device:
@@ -363,6 +373,46 @@ def check_device(device: torch.device | str | None) -> torch.device:
     except (RuntimeError, AssertionError):
         raise ValueError(f"There is no device {str(device)!r} on this machine; 'cpu' is always there.") from None
     return device
+
+
+def load_weights(
+    path: str | os.PathLike,
+    config: MiniMaxConfig,
+    head: str,
+    dtype: torch.dtype | None,
+    quantization: str | None,
+    lm_head_dtype: torch.dtype | None,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Twin of [load_weights][minimax_numpy.checkpoint.load_weights], onto a device."""
+    checkpoint = Checkpoint(path)
+    plan = plan_loading(checkpoint, config, head)
+    empty = partial(torch.empty, device=device)
+
+    def read(disk_name: str) -> Tensor:
+        return read_tensor(checkpoint, disk_name).to(device)
+
+    weights: dict[str, Any] = {}
+    for name, shape in config.parameter_shapes(head).items():
+        if quantization and is_quantized(name):
+            for place, parts in by_matrix(plan[name]):
+                q = quantize(read_matrix(parts, shape[1:], read, empty), quantization, dtype)
+                if place == ():
+                    weights[name] = q
+                else:
+                    weights.setdefault(name, Quantized(quantization, shape, q.dtype, device=device))[place[0]] = q
+            continue
+        wide = {"mlp.gate.weight": torch.float32, "lm_head.weight": lm_head_dtype}
+        least = next((least for end, least in wide.items() if name.endswith(end)), None)
+        for disk_name, where in plan[name]:
+            x = read(disk_name)
+            kept = x.dtype if dtype is None else dtype
+            x = x.to(kept if least is None else torch.promote_types(kept, least))
+            if where == ():
+                weights[name] = x
+            else:
+                weights.setdefault(name, x.new_empty(shape))[where] = x
+    return weights
 
 
 def read_tensor(checkpoint: Checkpoint, disk_name: str) -> Tensor:

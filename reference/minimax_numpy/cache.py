@@ -199,7 +199,7 @@ class Cache:
         return sum(layer.nbytes for layer in self.layers)
 
     @contextmanager
-    def advancing(self, lengths: Lengths, dtype: Any) -> Iterator[None]:
+    def advancing(self, lengths: Int[Any, "B"], dtype: Any) -> Iterator[None]:
         """Be written to, layer by layer, and reach these lengths at the end; a call that fails leaves it unusable."""
         self.dtype, self.whole = dtype, False
         yield

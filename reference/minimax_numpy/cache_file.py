@@ -36,7 +36,10 @@ def read_cache(path: str | os.PathLike) -> tuple[MiniMaxConfig, str | None, Leng
     if told.get("minimax-twin") != "cache":
         raise ValueError(f"{path} is not a cache that this project saved.")
     try:
-        config = MiniMaxConfig.from_dict(json.loads(told["config"]))
+        values = json.loads(told["config"])
+        config = MiniMaxConfig.from_dict(values)
+        if json.loads(json.dumps(config.to_dict())) != values:
+            raise ValueError("its configuration is not one that was saved")
         lengths, dtype = tensors.pop("lengths"), told["dtype"] if told["dtype"] != "None" else None
         layers = [_layer_tensors(config, i, lengths, tensors, dtype) for i in range(config.num_hidden_layers)]
         if tensors:

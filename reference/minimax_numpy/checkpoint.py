@@ -12,15 +12,16 @@ import re
 import tempfile
 from collections.abc import Callable, Collection, Iterator, KeysView, Mapping
 from contextlib import ExitStack
-from itertools import pairwise
+from itertools import groupby, pairwise
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import TensorSpec, serialize_file
+from safetensors import SafetensorError, TensorSpec, serialize_file
 
 from .config import MiniMaxConfig
+from .quantize import Quantized, is_quantized, quantize
 from .trace import bfloat16_to_float32
 
 INDEX = "model.safetensors.index.json"
@@ -308,24 +309,56 @@ def plan_loading(
 
 
 def load_weights(
-    path: str | os.PathLike, config: MiniMaxConfig, head: str, dtype: np.dtype | None
-) -> dict[str, np.ndarray]:
-    """Read a model's arrays, named as in memory; routers stay at least float32."""
+    path: str | os.PathLike,
+    config: MiniMaxConfig,
+    head: str,
+    dtype: np.dtype | None,
+    quantization: str | None = None,
+    lm_head_dtype: np.dtype | None = None,
+) -> dict[str, Any]:
+    """Read a model's arrays, named as in memory; routers stay at least float32, the head ``lm_head_dtype``."""
     checkpoint = Checkpoint(path)
     plan = plan_loading(checkpoint, config, head)
-    weights = {}
+    weights: dict[str, Any] = {}
     for name, shape in config.parameter_shapes(head).items():
-        kept = dtype
-        if dtype is not None and name.endswith("mlp.gate.weight"):
-            kept = np.promote_types(dtype, np.float32)
+        if quantization and is_quantized(name):
+            for place, parts in by_matrix(plan[name]):
+                q = quantize(read_matrix(parts, shape[1:], checkpoint.read, np.empty), quantization, dtype)
+                if place == ():
+                    weights[name] = q
+                else:
+                    weights.setdefault(name, Quantized(quantization, shape, q.dtype))[place[0]] = q
+            continue
+        wide = {"mlp.gate.weight": None if dtype is None else np.float32, "lm_head.weight": lm_head_dtype}
+        least = next((least for end, least in wide.items() if name.endswith(end)), None)
         for disk_name, where in plan[name]:
             x = checkpoint.read(disk_name)
-            x = x if kept is None else x.astype(kept, copy=False)
+            kept = x.dtype if dtype is None else dtype
+            x = x.astype(kept if least is None else np.promote_types(kept, least), copy=False)
             if where == ():
                 weights[name] = x
             else:
                 weights.setdefault(name, np.empty(shape, x.dtype))[where] = x
     return weights
+
+
+def by_matrix(parts: list[tuple[str, tuple]]) -> Iterator[tuple[tuple, list[tuple[str, tuple]]]]:
+    """Each matrix of a parameter: its place, () or an expert's (e,), and the tensors on disk that make it."""
+    for place, of_one in groupby(parts, key=lambda part: part[1][:1]):
+        yield place, [(disk_name, where[1:]) for disk_name, where in of_one]
+
+
+def read_matrix(parts: list[tuple[str, tuple]], shape: tuple[int, ...], read: Callable, empty: Callable) -> Any:
+    """Read a matrix that ``read(disk_name)`` gives whole, or in halves that fill ``empty(shape, dtype=…)``."""
+    if len(parts) == 1:
+        return read(parts[0][0])
+    matrix = None
+    for disk_name, where in parts:
+        x = read(disk_name)
+        matrix = empty(shape, dtype=x.dtype) if matrix is None else matrix
+        matrix[where] = x
+        del x  # before the next is read
+    return matrix
 
 
 def disk_tensors(weights: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
@@ -336,13 +369,17 @@ def disk_tensors(weights: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.nd
 
 
 def save_checkpoint(
-    path: str | os.PathLike, config: MiniMaxConfig, head: str, weights: Mapping[str, np.ndarray], max_shard_bytes: int
+    path: str | os.PathLike, config: MiniMaxConfig, head: str, weights: Mapping[str, Any], max_shard_bytes: int
 ) -> None:
     """Write config.json and safetensors; a uint16 array is taken for the bits of bfloat16.
 
     All files are written under other names first and renamed when the last one is whole, so that a full
-    disk or an interrupt leaves what was there before.
+    disk or an interrupt leaves what was there before. Raises ValueError on a quantised model.
     """
+    if any(hasattr(x, "dequantize") for x in weights.values()):  # of either twin
+        raise ValueError(
+            "A quantised model is not saved; what it was quantised from is, so load that whole and save it."
+        )
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, np.ndarray]] = [{}]
@@ -397,7 +434,10 @@ def save_tensors(file: Path, tensors: Mapping[str, np.ndarray], metadata: dict[s
         )
         for name, x in whole.items()
     }
-    serialize_file(specs, file, metadata={"format": "pt", **(metadata or {})})
+    try:
+        serialize_file(specs, file, metadata={"format": "pt", **(metadata or {})})
+    except SafetensorError as error:
+        raise OSError(f"{Path(file).parent} does not take the file ({error}); what was there is as it was.") from None
 
 
 def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> None:

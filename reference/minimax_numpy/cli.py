@@ -1,11 +1,12 @@
 """The command line: ``minimax-twin demo · crosscheck · golden · generate · inspect · make · bench``.
 
-Exit status: 0 the same (or done), 1 different, 2 bad input, told in one sentence.
+Exit status: 0 the same (or done), 1 different, 2 bad input, told in one sentence, 130 interrupted.
 """
 
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +22,13 @@ from .check.targets import load_object, optional
 from .checkpoint import Checkpoint
 from .config import LIGHTNING, SOFTMAX, MiniMaxConfig
 from .counts import count, describe
-from .forecast import forecast
 from .making import make_checkpoint
 from .model import MiniMaxForCausalLM
+from .quantize import KINDS
 from .shipped import TINY
+from .talk import DTYPES, add_options, numbers, run_generate
 
-OK, DIFFERENT, BAD_INPUT = 0, 1, 2
-DTYPES = ("float64", "float32", "bfloat16", "float16")
+OK, DIFFERENT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,10 +38,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.getcwd() not in sys.path:  # as python -m has it, so that --against finds a module that lies here
             sys.path.insert(0, os.getcwd())
         check_options(options)
-        return options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = tell_warning
+            return options.run(options)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except Exception as error:  # a traceback would exit 1, which says "different"
         print(f"minimax-twin: {sentence(error)}", file=sys.stderr)
         return BAD_INPUT
+
+
+def tell_warning(message: Warning | str, *_, **__) -> None:
+    """A warning is for whoever typed the command: the sentence, without the line of code that it comes from."""
+    print(f"minimax-twin: {message}", file=sys.stderr)
 
 
 def sentence(error: Exception) -> str:
@@ -53,7 +63,7 @@ def sentence(error: Exception) -> str:
 def check_options(options) -> None:
     """Refuse before the run what could not be used after it: a negative seed, files that cannot be written."""
     given = vars(options)
-    if given.get("seed", 0) < 0:
+    if (given.get("seed") or 0) < 0:
         raise ValueError(f"--seed is {options.seed}; it must be 0 or more.")
     for option in ("json", "plot"):
         if file := given.get(option):
@@ -116,20 +126,14 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--seed", type=int, default=0)
 
-    sub = command(run_generate, "continue token ids greedily")
+    sub = command(run_generate, "continue ids, a text or a chat")
     checkpoint(sub)
-    sub.add_argument(
-        "--ids", required=True, metavar="1,2,3", help="the prompt; several rows are separated by semicolons"
-    )
-    sub.add_argument("--max-new-tokens", type=int, default=20)
-    sub.add_argument("--dtype", choices=DTYPES, default="float32", help="what the model computes in")
-    sub.add_argument("--twin", action="store_true", help="generate with minimax_torch")
-    sub.add_argument("--device", default="cpu", help="where the twin runs")
-    sub.add_argument("--stream-weights", action="store_true", help=streamed)
+    add_options(sub)
 
     sub = command(run_inspect, "parameters, bytes, FLOPs and memory")
     checkpoint(sub, "a config.json, a folder, or text-01; without it, the small model")
     sub.add_argument("--length", type=int, default=1_048_576, help="tokens in the cache")
+    sub.add_argument("--quantization", choices=KINDS, help="also the bytes with attention and experts quantised")
     sub.add_argument("--layers", metavar="3,7", help="list the shards that these layers need, by the index alone")
 
     sub = command(run_make, "write a checkpoint of true shape with random weights")
@@ -140,9 +144,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0)
 
     sub = command(run_bench, "measure; prints ratios of one run")
-    sub.add_argument("what", choices=("prefill", "loading", "streaming"))
+    sub.add_argument("what", choices=("prefill", "loading", "decode", "streaming"))
     sub.add_argument("--length", type=int, default=4096, help="tokens of the prefill")
     sub.add_argument("--repeat", type=int, default=3)
+    sub.add_argument("--quantization", choices=KINDS, help="what loading quantises to")
     return top
 
 
@@ -218,35 +223,6 @@ def run_golden(options) -> int:
     return OK
 
 
-def run_generate(options) -> int:
-    """Continue each row of ids with its likeliest tokens."""
-    rows = [numbers(row, "--ids") for row in options.ids.split(";")]
-    width = max(map(len, rows))
-    ids = np.array([[0] * (width - len(row)) + row for row in rows], dtype=np.int64)
-    mask = np.array([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    if options.stream_weights:
-        config = MiniMaxConfig.from_pretrained(options.checkpoint)
-        size = "float64" if options.dtype == "float64" else "float32"
-        told = forecast(options.checkpoint, config, width, options.max_new_tokens, rows=len(rows), dtype=size)
-        print(f"minimax-twin: {told}", file=sys.stderr)
-    if options.twin:
-        twin, torch = optional("minimax_torch", "torch"), optional("torch", "torch")
-        dtype = getattr(torch, options.dtype)
-        model = twin.MiniMaxForCausalLM.from_pretrained(
-            options.checkpoint, dtype=dtype, device=options.device, stream=options.stream_weights
-        )
-        ids, mask = (torch.from_numpy(x).to(options.device) for x in (ids, mask))
-    else:
-        if options.dtype == "bfloat16":
-            raise ValueError("NumPy has no bfloat16; give another --dtype, or --twin.")
-        model = MiniMaxForCausalLM.from_pretrained(
-            options.checkpoint, np.dtype(options.dtype), stream=options.stream_weights
-        )
-    for row in model.generate(ids, mask, max_new_tokens=options.max_new_tokens).tolist():
-        print(",".join(map(str, row[width:])))
-    return OK
-
-
 def run_inspect(options) -> int:
     """Count a model's parameters, bytes, FLOPs and memory, exactly, from its configuration."""
     if options.length < 1:
@@ -255,12 +231,12 @@ def run_inspect(options) -> int:
         print(describe_shards(Checkpoint(options.checkpoint), numbers(options.layers, "--layers")))
         return OK
     if str(options.checkpoint) == "text-01":
-        print(describe(MiniMaxConfig.text_01(), options.length))
+        print(describe(MiniMaxConfig.text_01(), options.length, quantization=options.quantization))
         return OK
     config, stored = MiniMaxConfig.from_pretrained(options.checkpoint), None
     if options.checkpoint.is_dir() and any(options.checkpoint.glob("*.safetensors")):
         stored = Checkpoint(options.checkpoint).nbytes
-    print(describe(config, options.length, stored))
+    print(describe(config, options.length, stored, options.quantization))
     return OK
 
 
@@ -298,16 +274,6 @@ def run_make(options) -> int:
 def run_bench(options) -> int:
     """Measure: the reference's prefill beside transformers', or the memory that loading or streaming takes."""
     return optional("minimax_torch.bench", "torch").main(options)
-
-
-def numbers(text: str, option: str) -> list[int]:
-    """Whole numbers separated by commas, as NumPy holds them."""
-    try:
-        return np.array([int(part) for part in text.split(",")], np.int64).tolist()
-    except ValueError:
-        raise ValueError(f"{option} is {text!r}; give whole numbers separated by commas.") from None
-    except OverflowError:
-        raise ValueError(f"{option} is {text!r}; it holds a number of more than 64 bits.") from None
 
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
+
 from .config import LIGHTNING, SOFTMAX, MiniMaxConfig
+from .quantize import is_quantized, layout
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,25 @@ def count(config: MiniMaxConfig, length: int = 1) -> Counts:
     )
 
 
-def describe(config: MiniMaxConfig, length: int, stored_bytes: int | None = None) -> str:
+def quantized_bytes(config: MiniMaxConfig, kind: str, head: str = "MiniMaxForCausalLM") -> tuple[int, int]:
+    """Bytes of a quantised model, and how many of them are scales.
+
+    Attention and experts are quantised; embedding, head and norms take 2 bytes a number, routers 4.
+    """
+    total = scales = 0
+    for name, shape in config.parameter_shapes(head).items():
+        if not is_quantized(name):
+            total += prod(shape) * (4 if name.endswith("mlp.gate.weight") else 2)
+            continue
+        for part, (part_shape, dtype) in layout(shape, kind).items():
+            nbytes = prod(part_shape) * np.dtype(dtype).itemsize
+            total, scales = total + nbytes, scales + (nbytes if part != "codes" else 0)
+    return total, scales
+
+
+def describe(
+    config: MiniMaxConfig, length: int, stored_bytes: int | None = None, quantization: str | None = None
+) -> str:
     """The counts as a page of text; ``stored_bytes`` is what a checkpoint's files hold."""
     c = count(config, length)
     kinds = config.layer_types
@@ -88,6 +109,15 @@ def describe(config: MiniMaxConfig, length: int, stored_bytes: int | None = None
     ]
     if stored_bytes is not None:
         lines.append(("bytes as stored", f"{stored_bytes:,}", binary(stored_bytes)))
+    if quantization is not None:
+        total, scales = quantized_bytes(config, quantization)
+        bits = 8 if quantization == "int8" else 4
+        told = "attention and experts; embedding, head and norms in bf16, routers in fp32"
+        lines += [
+            (f"bytes in {quantization}", f"{total:,}", f"{gigabytes(total)}: {told}"),
+            ("  … scales left out", f"{total - scales:,}", gigabytes(total - scales)),
+            (f"  … all in {bits} bits", f"{c.total * bits // 8:,}", f"{gigabytes(c.total * bits // 8)}, no scales"),
+        ]
     lines += [
         ("FLOPs a token", f"{c.flops_per_token:,}", f"at position {length:,}"),
         ("lightning state", binary(c.state_bytes), "a sequence, in fp32, whatever its length"),
@@ -98,6 +128,15 @@ def describe(config: MiniMaxConfig, length: int, stored_bytes: int | None = None
         ),
     ]
     return "\n".join(f"{name:<24}{value:>20}  {told}".rstrip() for name, value, told in lines)
+
+
+def gigabytes(n: int) -> str:
+    """Bytes in the words of those who sell memory.
+
+    >>> gigabytes(260_074_004_480)
+    '260.1 GB'
+    """
+    return f"{n / 1e9:.1f} GB" if n >= 1e8 else f"{n / 1e6:.1f} MB"
 
 
 def binary(n: int) -> str:

@@ -101,12 +101,16 @@ def forecast(
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
     prefill, token = (pass_bytes(checkpoint, config, n, layers) for n in (rows * tokens, rows))
     size = np.dtype(dtype).itemsize
+    held = memory(config, size, tokens, new_tokens, rows, kept)
+    if traces:  # and eight copies of the largest part while it is judged
+        projected = 3 * config.num_attention_heads * config.head_dim * tokens
+        largest = rows * max(projected, (kept or tokens) * config.vocab_size)
+        held += traces * trace_bytes(config, size, tokens, new_tokens, rows, kept, layers) + 8 * max(size, 4) * largest
     return Forecast(
         prefill_bytes=prefill,
         token_bytes=token,
         read_bytes=passes * (prefill + new_tokens * token),
-        memory_bytes=memory(config, size, tokens, new_tokens, rows, kept)
-        + traces * trace_bytes(config, size, tokens, new_tokens, rows, kept, layers),
+        memory_bytes=held,
         rate=read_rate(checkpoint, dtype, layers),
     )
 
@@ -168,7 +172,7 @@ def trace_bytes(
     kept: int,
     layers: Collection[int] | None = None,
 ) -> int:
-    """Bytes of every part of one run, which a cross-check keeps, and of twice the largest, which it compares."""
+    """Bytes of every part of one run: what a cross-check keeps of it."""
     c, calls, N = config, 1 + new_tokens, rows * (tokens + new_tokens)
     D, H, G, d = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim
     every = 6 * D + c.num_local_experts + 2 * c.num_experts_per_tok + 3 * c.shared_intermediate_size + D
@@ -180,8 +184,7 @@ def trace_bytes(
             total += N * (every + 3 * H * d + 3 * G * d + D)
     if layers is None:
         total += 2 * N * D + 2 * rows * (min(kept or tokens, tokens) + new_tokens) * c.vocab_size
-        total += 4 * rows * min(kept or tokens, tokens) * c.vocab_size
-    return max(size, 4) * (total + 4 * 3 * H * d * rows * tokens)
+    return max(size, 4) * total
 
 
 def read_rate(checkpoint: Checkpoint, dtype="float64", layers: Collection[int] | None = None) -> float:

@@ -4,7 +4,7 @@ $$\mathrm{id}_{t+1} = \arg\max \mathrm{logits}_t \qquad\text{or}\qquad
 \mathrm{id}_{t+1} = \min\Bigl\{i : \textstyle\sum_{j \le i} p_j > u\Bigr\},\quad u \sim U(0, 1),\quad
 p = \mathrm{softmax}(\mathrm{logits}_t / \tau)$$
 
-with the likeliest token first in the sum. All this is NumPy; a model of either package takes part with two methods of
+with the likeliest token first in the sum. All this is NumPy; a model of either package takes part with three methods of
 [Generates][minimax_numpy.generate.Generates].
 """
 
@@ -166,10 +166,8 @@ class Session:
     ):
         check_inputs(model.config, input_ids, attention_mask, None, None, None)
         self.prompt = as_array(input_ids)
-        self.mask = (
-            np.ones(self.prompt.shape, bool) if attention_mask is None else as_array(attention_mask).astype(bool)
-        )
-        some = self.mask.any(axis=1)
+        mask = np.ones(self.prompt.shape, bool) if attention_mask is None else as_array(attention_mask).astype(bool)
+        self.mask, some = mask, mask.any(axis=1)
         if not some.all():
             raise ValueError(f"Row {int(np.argmin(some))} of attention_mask has no real token: an empty prompt.")
         if max_new_tokens < 0:
@@ -181,7 +179,9 @@ class Session:
         self.model, self.choose, self.max_new_tokens = model, choose, max_new_tokens
         self.prefill_chunk, self.progress = prefill_chunk, progress
         self.cache = cache or model.empty_cache(len(self.prompt))
-        warn_of_length(model.config, int((self.mask.sum(axis=1) + as_array(self.cache.lengths)).max()) + max_new_tokens)
+        seen = as_array(self.cache.lengths)
+        if len(seen) == len(mask):  # else the model refuses it
+            warn_of_length(model.config, int((mask.sum(axis=1) + seen).max()) + max_new_tokens)
 
     @property
     def pad(self) -> int:
@@ -217,9 +217,8 @@ class Session:
             running &= ~np.isin(token, self.stops)
             if not left or not running.any():
                 return
-            logits = self.model.show(
-                token[:, None], running[:, None], self.cache
-            )  # a row that has ended is shown nothing
+            # a row that has ended is shown nothing
+            logits = self.model.show(token[:, None], running[:, None], self.cache)
 
 
 def chooser(do_sample: bool, temperature: float, top_k: int | None, top_p: float | None, seed: int | None) -> Choice:
@@ -268,6 +267,7 @@ def sample(
         p = np.where(np.cumsum(p, axis=-1) - p < top_p, p, 0)  # what comes before a token, so the first always stays
     reached = np.cumsum(p, axis=-1)
     drawn = (reached <= uniforms[:, None] * reached[:, -1:]).sum(axis=-1)
+    drawn = np.minimum(drawn, (p > 0).sum(axis=-1) - 1)  # where u, times the sum, rounds to the sum
     return np.take_along_axis(order, drawn[:, None], axis=-1)[:, 0]
 
 

@@ -40,12 +40,14 @@ def check_cache(config, cache, x, cu_seqlens) -> None:
     check_whole(cache)
     if type(cache.lengths).__module__.split(".")[0] != type(x).__module__.split(".")[0]:
         raise ValueError("The cache is of the other package: arrays and tensors do not mix.")
+    if getattr(cache.lengths, "device", None) != getattr(x, "device", None):
+        raise ValueError(f"The cache is on {cache.lengths.device} but this model is on {x.device}; load it there.")
     rows = x.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
     if len(cache.lengths) != rows:
         raise ValueError(f"The cache holds {len(cache.lengths)} rows but this call has {rows}.")
     if cache.config != config:
         raise ValueError("The cache was made for a model of another configuration; start a new one.")
-    if cache.dtype not in (None, x.dtype):
+    if cache.dtype is not None and cache.dtype != x.dtype:  # None is float64 to NumPy
         raise ValueError(f"The cache holds {cache.dtype} but this model computes in {x.dtype}; start a new one.")
 
 
@@ -90,3 +92,13 @@ def check_kept(logits_to_keep: int, labels) -> None:
         raise ValueError(f"logits_to_keep is {logits_to_keep}; it must be 0 (all) or more.")
     if logits_to_keep and labels is not None:
         raise ValueError("labels need the logits of every token; leave logits_to_keep at 0.")
+
+
+def check_lm_head(head: str, config, lm_head_dtype, stream: bool = False) -> None:
+    """Refuse a type for a head that the model has not, shares with its embedding, or does not hold."""
+    if lm_head_dtype is not None and stream:
+        raise ValueError("lm_head_dtype keeps the head in its own type and stream keeps nothing; give one of the two.")
+    if lm_head_dtype is not None and head != "MiniMaxForCausalLM":
+        raise ValueError(f"lm_head_dtype is for MiniMaxForCausalLM; {head} has no lm_head.")
+    if lm_head_dtype is not None and config.tie_word_embeddings:
+        raise ValueError("lm_head_dtype asks for a head in a type of its own; this model's head is its embedding.")

@@ -7,7 +7,7 @@ Functions here take a `Weights`, a module path into the model's weights, and rec
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -22,13 +22,13 @@ from .trace import record
 class Weights:
     """The model's weights seen from a module path: ``w / "self_attn"`` goes down, ``w["norm.weight"]`` reads."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], path: str = ""):
+    def __init__(self, arrays: Mapping[str, Any], path: str = ""):
         self.arrays, self.path = arrays, path
 
     def __truediv__(self, name: str | int) -> "Weights":
         return Weights(self.arrays, f"{self.path}.{name}" if self.path else str(name))
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def __getitem__(self, name: str) -> Any:
         return self.arrays[f"{self.path}.{name}" if self.path else name]
 
     def record(self, name: str, x: np.ndarray) -> np.ndarray:

@@ -19,8 +19,9 @@ from .cache import Cache, held_positions
 from .checkpoint import load_weights, save_checkpoint
 from .config import MiniMaxConfig
 from .generate import Generates
-from .inputs import check_cache, check_inputs, check_kept, check_labels
+from .inputs import check_cache, check_inputs, check_kept, check_labels, check_lm_head
 from .layers import Step, Weights, decoder_layer
+from .quantize import check_kind
 from .shapes import Hidden, Mask, Positions, TokenIds
 from .streaming import Streamed
 from .trace import record
@@ -63,22 +64,36 @@ class MiniMaxModel:
     """The name that config.json calls this model by; a subclass goes by it too."""
 
     def __init__(self, config: MiniMaxConfig, seed: int = 0, dtype=np.float32, weights: Mapping | None = None):
-        self.config, self.dtype = config, np.dtype(dtype)
-        if self.dtype.name not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype.name!r}; NumPy models are {', '.join(DTYPES)}.")
+        self.config, self.dtype = config, check_dtype(dtype)
         self.weights: Mapping[str, Any] = weights or fresh_weights(config, self.head, seed, self.dtype)
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike, dtype=None, *, stream: bool = False):
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike,
+        dtype=None,
+        *,
+        quantization: str | None = None,
+        lm_head_dtype=None,
+        stream: bool = False,
+    ):
         """Load a folder of safetensors, one tensor at a time.
 
-        ``dtype`` None keeps the stored type where NumPy has it, and takes float32 for bfloat16. With ``stream``
-        nothing is loaded: weights are read from the folder as they are used, a block of rows at a time, and
-        experts only where a token is sent to them ([streaming][minimax_numpy.streaming]). Raises
+        ``dtype`` None keeps the stored type where NumPy has it, and takes float32 for bfloat16. With ``quantization``
+        "int8", "nf4" or "nf4-double" the matrices of attention and experts are kept in 8 or 4 bits, each quantised
+        from the numbers stored as soon as it is read. ``lm_head_dtype`` is the least that the head, and so the logits,
+        are kept in. With ``stream`` nothing is loaded: weights are read from the folder as they are used, a block of
+        rows at a time, and experts only where a token is sent to them ([streaming][minimax_numpy.streaming]). Raises
         FileNotFoundError or ValueError, naming the tensor or file, where the folder does not hold this model.
         """
-        config, kept = MiniMaxConfig.from_pretrained(path), None if dtype is None else np.dtype(dtype)
-        weights = Streamed(path, config, cls.head, kept) if stream else load_weights(path, config, cls.head, kept)
+        check_kind(quantization, stream)
+        dtype, lm_head_dtype = (None if t is None else check_dtype(t) for t in (dtype, lm_head_dtype))
+        config = MiniMaxConfig.from_pretrained(path)
+        check_lm_head(cls.head, config, lm_head_dtype, stream)
+        if stream:
+            weights: Mapping[str, Any] = Streamed(path, config, cls.head, dtype)
+        else:
+            weights = load_weights(path, config, cls.head, dtype, quantization, lm_head_dtype)
         return cls(config, dtype=weights["model.embed_tokens.weight"].dtype, weights=weights)
 
     def save_pretrained(self, path: str | os.PathLike, max_shard_bytes: int = 5 * 10**9) -> None:
@@ -86,6 +101,7 @@ class MiniMaxModel:
 
         transformers ignores ``rotary_dim``, ``slope_rule``, ``postnorm`` and a shared expert: it runs the same model
         only where the whole head rotates, slopes follow its rule, and there is neither prenorm nor shared expert.
+        Raises ValueError on a quantised model.
         """
         check_held(self.weights)
         save_checkpoint(path, self.config, self.head, self.weights, max_shard_bytes)
@@ -317,3 +333,11 @@ def last_tokens(config, shape, input_ids, attention_mask, cu_seqlens):
     else:
         real = np.ones((B, T), bool)
     return np.arange(B), np.where(real, np.arange(T), -1).max(axis=1)
+
+
+def check_dtype(dtype) -> np.dtype:
+    """The type of that name; refuses one that is not of the three."""
+    dtype = np.dtype(dtype)
+    if dtype.name not in DTYPES:
+        raise ValueError(f"dtype is {dtype.name!r}; NumPy models are {', '.join(DTYPES)}.")
+    return dtype

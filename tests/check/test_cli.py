@@ -7,7 +7,9 @@ import sys
 
 import numpy as np
 import pytest
+from minimax_numpy import MiniMaxConfig
 from minimax_numpy.cli import main
+from minimax_numpy.counts import quantized_bytes
 from minimax_numpy.shipped import TINY
 
 
@@ -56,6 +58,17 @@ def test_inspect_prints_the_released_model(capsys):
         assert figure in told
     assert run("inspect", TINY) == 0
     assert run("inspect", TINY / "config.json") == 0
+
+
+@pytest.mark.parametrize("kind, figure", [("nf4", "260.1 GB"), ("nf4-double", "239.0 GB"), ("int8", "458.9 GB")])
+def test_inspect_prints_the_bytes_of_a_quantised_model(kind, figure, capsys):
+    """Without the option, nothing of the kind."""
+    assert run("inspect", "text-01", "--quantization", kind) == 0
+    assert f"bytes in {kind}" in (told := capsys.readouterr().out) and figure in told
+    assert run("inspect", TINY, "--quantization", kind) == 0
+    assert f"{quantized_bytes(MiniMaxConfig.from_pretrained(TINY), kind)[0]:,}" in capsys.readouterr().out
+    assert run("inspect", "text-01") == 0
+    assert kind not in capsys.readouterr().out
 
 
 def test_generate_is_the_same_in_both(capsys):

@@ -10,6 +10,7 @@ import torch
 from close import NUMPY, TORCH, array, both, every_head, lively, small
 from minimax_numpy.checkpoint import Checkpoint
 from minimax_numpy.config import LIGHTNING, SOFTMAX
+from minimax_numpy.quantize import KINDS
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
@@ -176,6 +177,20 @@ def test_converting_peaks_one_tensor_above_what_is_kept(dtype, tmp_path):
     kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak <= kept + 1.01 * max(LARGEST, *(x.nbytes for x in model.weights.values()))
+
+
+@pytest.mark.parametrize("quantization", KINDS)
+def test_quantising_peaks_a_matrix_and_a_half_above_what_is_kept(quantization, tmp_path):
+    """Not the model wide, nor a layer's experts: one expert's matrix, and half of it again while it is put together."""
+    config = small(LIGHTNING, hidden_size=512, intermediate_size=1024, num_local_experts=8)
+    minimax_numpy.MiniMaxModel(config).save_pretrained(tmp_path)
+    tracemalloc.start()
+    model = minimax_numpy.MiniMaxModel.from_pretrained(tmp_path, quantization=quantization)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    matrix, wide = 2 * 1024 * 512 * 4, 4 * sum(x.size for x in model.weights.values())
+    assert sum(x.nbytes for x in model.weights.values()) <= kept < 0.3 * wide and wide > 10 * matrix
+    assert peak <= kept + 1.6 * matrix
 
 
 def test_sides_read_the_same(tmp_path):

@@ -1,5 +1,6 @@
 """Gradients of the twin: the three forms share one, every weight gets one, and padding has none."""
 
+import numpy as np
 import pytest
 import torch
 from close import TORCH, assert_same, every_head, lively, prompts, small
@@ -114,6 +115,22 @@ def test_rows_and_padding_do_not_touch_each_other(side):
     logits[0][mask[0].bool()].square().sum().backward()
     assert not embeds.grad[1:].any() and not embeds.grad[0][mask[0] == 0].any()
     assert embeds.grad[0][mask[0] == 1].any(dim=-1).all()
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_packed_documents_do_not_touch_each_other(window):
+    """The embeddings' gradient of one document is that of the document alone, and 0 from all the others."""
+    model = TORCH.model(lively(small(sliding_window=window)))
+    ends = [0, 1, 9, 14]
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 14, 32)))
+    weight = torch.from_numpy(np.random.default_rng(1).standard_normal((1, 14, 256)))
+    for start, end in zip(ends, ends[1:]):
+        packed, alone = x.clone().requires_grad_(), x[:, start:end].clone().requires_grad_()
+        out = model(inputs_embeds=packed, cu_seqlens=torch.tensor(ends)).logits
+        (out * weight)[:, start:end].sum().backward()
+        (model(inputs_embeds=alone).logits * weight[:, start:end]).sum().backward()
+        assert_same(packed.grad[:, start:end], alone.grad)
+        assert not packed.grad[:, :start].any() and not packed.grad[:, end:].any()
 
 
 def test_the_gradient_through_a_cache():

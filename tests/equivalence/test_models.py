@@ -1,5 +1,8 @@
 """Whole models: the twin gives the reference's numbers in every configuration, head and way of calling."""
 
+import sys
+from types import SimpleNamespace
+
 import minimax_torch
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from close import (
     NUMPY,
     TORCH,
     array,
+    assert_one_sentence,
     assert_same,
     assert_same_cache,
     every_configuration,
@@ -106,6 +110,41 @@ def test_generation_token_for_token(config):
     want = model.generate(ids, MASK, max_new_tokens=8)
     got = TORCH.model(model).generate(torch.tensor(ids), torch.tensor(MASK), max_new_tokens=8)
     assert got.tolist() == want.tolist()
+
+
+def test_flash_attention_is_asked_for_as_it_wants_to_be(monkeypatch):
+    """Time before heads, grouped keys as they are, causal up to the last key; padding and windows stay with sdpa.
+
+    The package needs a GPU, so its place is taken by its definition. Absent, it is one sentence.
+    """
+    config, calls = small(LIGHTNING, SOFTMAX), []
+    build = minimax_torch.MiniMaxForCausalLM
+    with pytest.raises(ModuleNotFoundError) as absent:
+        build(config, attn_implementation="flash_attention_2")
+    assert_one_sentence(absent.value, "pip install flash-attn")
+
+    def flash_attn_func(q, k, v, causal):
+        calls.append((q.shape, k.shape))
+        assert causal and q.shape[2] == config.num_attention_heads and k.shape[2] == config.num_key_value_heads
+        heads = (x.transpose(1, 2) for x in (q, k, v))
+        return minimax_torch.ops.softmax_attention(*heads, implementation="eager").transpose(1, 2)
+
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_func=flash_attn_func))
+    flash, plain = (
+        build(config, dtype=torch.bfloat16, attn_implementation=how) for how in ("flash_attention_2", "eager")
+    )
+    ids, mask = torch.tensor(prompts(config, 2, 9)), torch.tensor([[1] * 9, [0] * 3 + [1] * 6])
+    with torch.no_grad():
+        for said in ({}, {"attention_mask": mask}):
+            caches = [model(ids, use_cache=True, **said).cache for model in (flash, plain)]
+            for T in (1, 3):
+                got, want = (m(ids[:, :T], cache=c).logits for m, c in zip((flash, plain), caches, strict=True))
+                assert_same(got, want, 0.02)  # bfloat16, rounded at other places
+    d = config.head_dim
+    shapes = [((2, T, 4, d), (2, J, 2, d)) for T, J in ((9, 9), (1, 10), (3, 13))]
+    assert calls == shapes  # with unequal rows never
+    with pytest.raises(ValueError, match="float16 or bfloat16"):
+        build(config, attn_implementation="flash_attention_2")(ids)
 
 
 @every_configuration

@@ -25,24 +25,32 @@ ONLY_NUMPY = {
     "counts",
     "inputs",
     "shipped",
+    "text",
+    "talk",
     "making",
     "forecast",
 }
-ONLY_TORCH = {"hooks", "kernels", "quantize", "train", "bench", "parallel", "transformers_bridge"}
+ONLY_TORCH = {"hooks", "kernels", "train", "bench", "parallel", "transformers_bridge"}
 # Names that one side has alone, and names of the reference's that the twin uses as they are.
 EXTRA = {
     "cache": {"to_bits"},  # bfloat16
     "layers": {"Weights", "RMSNorm", "InnerNorm", "TopKRouter", "Experts"},  # a path; modules for what it finds
-    "model": {"Pretrained", "check_dtype", "check_device", "read_tensor"},  # types and devices
+    "model": {"Pretrained", "check_device", "load_weights", "read_tensor"},  # types and devices
+    "quantize": {"KINDS", "is_quantized", "check_kind", "bound_of", "table", "replace_parameter"},  # names; modules
     "ops": {"swapped"},  # the mechanism behind both `using`
     "streaming": {"BLOCK", "Transposed", "NAMES", "TYPES", "all_finite", "check_finite"},  # F.linear asks, not `.T`
-    "ops.attention": {"QUERIES_AT_A_TIME"},  # sdpa has its own
+    # fused kernels, in place of a loop over queries
+    "ops.attention": {"QUERIES_AT_A_TIME", "IMPLEMENTATIONS", "check_implementation", "flash_attention"},
 }
 BORROWED = {
     "cache": {"LightningMemory", "Snapshot", "check_rows", "check_whole"},
     "model": {"fresh_weights", "check_held", "ModelOutput"},
     "streaming": {"Rows", "cut", "Scratch", "rows_of_experts"},
     "ops.losses": {"IGNORED"},
+    "quantize": {
+        *("TINY", "AT_A_TIME", "NF4", "layout", "check_weights"),
+        *("pairs_of_levels", "dynamic_levels", "dynamic_codes"),
+    },
 }
 # Parameters that only one side may have.
 OWN = {"device", "dtype", "weights", "implementation", "attn_implementation", "quantization"}

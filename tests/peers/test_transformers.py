@@ -165,6 +165,23 @@ def test_greedy_tokens_are_identical(side, title, written):
 
 
 @both
+@pytest.mark.parametrize("stops", [(999,), tuple(range(3, 60))], ids=["no stop", "many stops"])
+@pytest.mark.parametrize("title", ["as released, 7:1", "a window"])
+def test_beams_are_identical(side, title, stops, written):
+    """Theirs without a cache, which it does not reorder; ours with one. The same texts, ended or not."""
+    model, folder = written(title)
+    ids = prompts(model.config, 2, 7)
+    options = {"max_new_tokens": 9, "num_beams": 3, "length_penalty": 0.7}
+    mask = torch.ones(2, 7, dtype=torch.long)
+    asked = {**options, "do_sample": False, "use_cache": False, "eos_token_id": list(stops), "pad_token_id": 0}
+    theirs = model.generate(torch.tensor(ids), attention_mask=mask, **asked)[:, 7:].tolist()
+    ours = read(side, folder).generate(side.wrap(ids), eos_token_id=stops, **options)[:, 7:].tolist()
+    for mine, other in zip(ours, theirs, strict=True):  # up to the stop: they pad with it where the pad's id is 0
+        end = next((n for n, token in enumerate(other, start=1) if token in stops), len(other))
+        assert mine[:end] == other[:end] and not any(mine[end:])
+
+
+@both
 def test_greedy_tokens_of_a_padded_batch_are_those_of_each_row(side, written):
     """Theirs goes astray in a padded batch, so each row is asked for alone."""
     model, folder = written("as released, 7:1")

@@ -1,5 +1,7 @@
 """Twin of `minimax_numpy.ops.projections`: same names, same order, on tensors."""
 
+from typing import Any
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -10,7 +12,7 @@ from .pointwise import activate
 
 def linear(
     x: Float[Tensor, "*axes n"],
-    weight: Float[Tensor, "m n"],
+    weight: Float[Any, "m n"],
     bias: Float[Tensor, "m"] | None = None,
 ) -> Float[Tensor, "*axes m"]:
     """Twin of [linear][minimax_numpy.ops.projections.linear]."""

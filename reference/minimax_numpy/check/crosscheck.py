@@ -420,7 +420,7 @@ def _as_float64(model: MiniMaxForCausalLM | str | os.PathLike, stream: bool) -> 
         return MiniMaxForCausalLM.from_pretrained(model, np.float64, stream=stream)
     if isinstance(model.weights, Streamed):
         return _over(model, model.weights.again(np.float64))
-    weights = {name: x.astype(np.float64) for name, x in model.weights.items()}
+    weights = {name: np.asarray(x, np.float64) for name, x in model.weights.items()}
     return MiniMaxForCausalLM(model.config, dtype=np.float64, weights=weights)
 
 

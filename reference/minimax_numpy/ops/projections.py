@@ -3,6 +3,8 @@ r"""Linear maps, and how their outputs are cut into heads.
 Weights are stored as the checkpoint has them, [out, in]: $y = x W^\top + b$.
 """
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 
@@ -12,12 +14,13 @@ from .pointwise import activate
 
 def linear(
     x: Float[np.ndarray, "*axes n"],
-    weight: Float[np.ndarray, "m n"],
+    weight: Float[Any, "m n"],
     bias: Float[np.ndarray, "m"] | None = None,
 ) -> Float[np.ndarray, "*axes m"]:
     r"""Multiply the last axis by a matrix: $x W^\top$, plus a bias where there is one.
 
-    Where the types differ (a float32 router under float16 activations) the wider one holds.
+    Where the types differ (a float32 router under float16 activations) the wider one holds. The matrix may be
+    anything with a ``.T`` to multiply by, such as a [Quantized][minimax_numpy.quantize.Quantized] one.
     """
     y = (x.reshape(-1, x.shape[-1]) @ weight.T).reshape(*x.shape[:-1], len(weight))
     return y if bias is None else y + bias
