@@ -44,7 +44,7 @@ class Forecast:
         )
 
 
-def decimal(n: float) -> str:
+def decimal(n: int | float) -> str:
     """Bytes in words, as disks are sold.
 
     >>> decimal(24_934_690_816)

@@ -226,7 +226,7 @@ class Streamed(Mapping):
         path: str | os.PathLike,
         config: MiniMaxConfig,
         head: str,
-        dtype: np.dtype | None = None,
+        dtype=None,
         layers: Collection[int] | None = None,
         rounded: str | None = None,
     ):
