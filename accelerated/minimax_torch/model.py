@@ -234,11 +234,14 @@ class MiniMaxForCausalLM(Pretrained, Generates):
         out = self.model(input_ids, attention_mask, **inputs)
         x = out.last_hidden_state[:, -logits_to_keep:] if logits_to_keep else out.last_hidden_state
         out.logits = self.lm_head(x.to(torch.promote_types(x.dtype, self.lm_head.weight.dtype)))  # (B, T or n, V)
-        mask = None if attention_mask is None else attention_mask.bool()
+        there = out.logits.device  # of a model over several devices, the last
+        mask = None if attention_mask is None else attention_mask.to(there, torch.bool)
         if labels is not None:
-            out.loss = ops.causal_loss(out.logits, within_documents(labels, inputs.get("cu_seqlens")), mask)
+            out.loss = ops.causal_loss(out.logits, within_documents(labels, inputs.get("cu_seqlens")).to(there), mask)
         if out.router_logits is not None:
-            out.aux_loss = ops.load_balancing_loss(out.router_logits, self.config.num_experts_per_tok, mask)
+            out.aux_loss = ops.load_balancing_loss(
+                [x.to(there) for x in out.router_logits], self.config.num_experts_per_tok, mask
+            )
             out.loss = None if out.loss is None else out.loss + self.config.router_aux_loss_coef * out.aux_loss
         return out
 
@@ -273,7 +276,7 @@ class MiniMaxForSequenceClassification(Pretrained):
         x = out.last_hidden_state
         row, last = last_tokens(self.config, x.shape[:2], input_ids, attention_mask, inputs.get("cu_seqlens"))
         out.logits = self.score(x[row.to(x.device), last.to(x.device)])  # (rows, labels)
-        out.loss = None if labels is None else ops.classification_loss(out.logits, labels)
+        out.loss = None if labels is None else ops.classification_loss(out.logits, labels.to(out.logits.device))
         return out
 
 
@@ -291,7 +294,7 @@ class MiniMaxForTokenClassification(Pretrained):
         check_labels(self.head, self.config, labels, input_ids, **inputs)
         out = self.model(input_ids, attention_mask, **inputs)
         out.logits = self.score(out.last_hidden_state)  # (B, T, labels)
-        out.loss = None if labels is None else ops.classification_loss(out.logits, labels)
+        out.loss = None if labels is None else ops.classification_loss(out.logits, labels.to(out.logits.device))
         return out
 
 
@@ -310,7 +313,7 @@ class MiniMaxForQuestionAnswering(Pretrained):
         out = self.model(input_ids, attention_mask, **inputs)
         out.logits = self.qa_outputs(out.last_hidden_state)  # (B, T, 2)
         if labels is not None:  # each end is a choice among the T positions
-            out.loss = ops.cross_entropy(out.logits.transpose(1, 2), labels)
+            out.loss = ops.cross_entropy(out.logits.transpose(1, 2), labels.to(out.logits.device))
         return out
 
 
