@@ -76,6 +76,7 @@ def forecast(
     passes: int = 1,
     traces: int = 0,
     kept: int = 1,
+    chunk: int | None = None,
     dtype="float64",
     layers: Collection[int] | None = None,
 ) -> Forecast:
@@ -93,15 +94,20 @@ def forecast(
         How many times the whole is run, and of how many runs every part is kept.
     kept : int
         Positions whose logits are asked for.
+    chunk : int, optional
+        Tokens of the prefill at a time; each time the layers are read again.
     dtype : NumPy dtype
         What is computed in.
     layers : collection of int, optional
         Only these, without embedding and head.
     """
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
-    prefill, token = (pass_bytes(checkpoint, config, n, layers) for n in (rows * tokens, rows))
-    size = np.dtype(dtype).itemsize
-    held = memory(config, size, tokens, new_tokens, rows, kept)
+    step, size = max(1, min(chunk or tokens, tokens)), np.dtype(dtype).itemsize
+    whole, rest = divmod(tokens, step)
+    prefill = whole * pass_bytes(checkpoint, config, rows * step, layers)
+    prefill += pass_bytes(checkpoint, config, rows * rest, layers) if rest else 0
+    token = pass_bytes(checkpoint, config, rows, layers)
+    held = memory(config, size, step, tokens - step + new_tokens, rows, kept)
     if traces:  # and eight copies of the largest part while it is judged
         projected = 3 * config.num_attention_heads * config.head_dim * tokens
         largest = rows * max(projected, (kept or tokens) * config.vocab_size)
