@@ -20,6 +20,9 @@ from .ops.attention import QUERIES_AT_A_TIME
 SAMPLE = 64 * 2**20
 """Bytes read to measure the rate."""
 
+WORKSPACE = 64 * 2**20
+"""Bytes allowed to the libraries that multiply, which copy parts of both sides for themselves."""
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -40,7 +43,7 @@ class Forecast:
         return (
             f"reads at most {decimal(self.read_bytes)} ({decimal(self.prefill_bytes)} a prefill, "
             f"{decimal(self.token_bytes)} a token after it), about {duration(self.seconds)} at the "
-            f"{decimal(self.rate)}/s just measured on its shards; holds at most {decimal(self.memory_bytes)}"
+            f"{decimal(self.rate)}/s just measured on its shards; holds at most {decimal(self.memory_bytes)} beside its libraries"
         )
 
 
@@ -107,7 +110,7 @@ def forecast(
     prefill = whole * pass_bytes(checkpoint, config, rows * step, layers)
     prefill += pass_bytes(checkpoint, config, rows * rest, layers) if rest else 0
     token = pass_bytes(checkpoint, config, rows, layers)
-    held = memory(config, size, step, tokens - step + new_tokens, rows, kept)
+    held = WORKSPACE + memory(config, size, step, tokens - step + new_tokens, rows, kept)
     if traces:  # and eight copies of the largest part while it is judged
         projected = 3 * config.num_attention_heads * config.head_dim * tokens
         largest = rows * max(projected, (kept or tokens) * config.vocab_size)
