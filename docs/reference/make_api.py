@@ -15,7 +15,18 @@ PAGES = {
         "NumPy",
         "reference/minimax_numpy",
         ["shapes", "config", "ops", *(f"ops.{name}" for name in OPS.split()), "cache", "layers", "model", "generate"],
-        ["inputs", "trace", "quantize", "checkpoint", "cache_file", "text", "counts"],
+        [
+            "inputs",
+            "trace",
+            "quantize",
+            "checkpoint",
+            "streaming",
+            "forecast",
+            "making",
+            "cache_file",
+            "text",
+            "counts",
+        ],
         "The truth: short functions on arrays. Modules stand in reading order, each with its equation first; the "
         "letters of every shape are those of the first section. Below an entry are its source and the way to its twin.",
     ),
@@ -23,7 +34,7 @@ PAGES = {
         "PyTorch",
         "accelerated/minimax_torch",
         ["shapes", "ops", *(f"ops.{name}" for name in OPS.split()), "cache", "layers", "model", "generate"],
-        ["quantize", "hooks"],
+        ["quantize", "streaming", "hooks"],
         "The twin: the same names in the same order, on tensors. An entry says only where it differs from the "
         "reference, and links to it for the rest.",
     ),

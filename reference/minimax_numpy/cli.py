@@ -235,7 +235,8 @@ def run_inspect(options) -> int:
         return OK
     config, stored = MiniMaxConfig.from_pretrained(options.checkpoint), None
     if options.checkpoint.is_dir() and any(options.checkpoint.glob("*.safetensors")):
-        stored = Checkpoint(options.checkpoint).nbytes
+        checkpoint = Checkpoint(options.checkpoint)
+        stored = None if checkpoint.absent() else checkpoint.nbytes
     print(describe(config, options.length, stored, options.quantization))
     return OK
 

@@ -20,6 +20,9 @@ from .ops.attention import QUERIES_AT_A_TIME
 SAMPLE = 64 * 2**20
 """Bytes read to measure the rate."""
 
+WORKSPACE = 64 * 2**20
+"""Bytes allowed to the libraries that multiply, which copy parts of both sides for themselves."""
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -40,11 +43,11 @@ class Forecast:
         return (
             f"reads at most {decimal(self.read_bytes)} ({decimal(self.prefill_bytes)} a prefill, "
             f"{decimal(self.token_bytes)} a token after it), about {duration(self.seconds)} at the "
-            f"{decimal(self.rate)}/s just measured on its shards; holds at most {decimal(self.memory_bytes)}"
+            f"{decimal(self.rate)}/s just measured on its shards; holds at most {decimal(self.memory_bytes)} beside its libraries"
         )
 
 
-def decimal(n: float) -> str:
+def decimal(n: int | float) -> str:
     """Bytes in words, as disks are sold.
 
     >>> decimal(24_934_690_816)
@@ -76,6 +79,7 @@ def forecast(
     passes: int = 1,
     traces: int = 0,
     kept: int = 1,
+    chunk: int | None = None,
     dtype="float64",
     layers: Collection[int] | None = None,
 ) -> Forecast:
@@ -93,20 +97,29 @@ def forecast(
         How many times the whole is run, and of how many runs every part is kept.
     kept : int
         Positions whose logits are asked for.
+    chunk : int, optional
+        Tokens of the prefill at a time; each time the layers are read again.
     dtype : NumPy dtype
         What is computed in.
     layers : collection of int, optional
         Only these, without embedding and head.
     """
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
-    prefill, token = (pass_bytes(checkpoint, config, n, layers) for n in (rows * tokens, rows))
-    size = np.dtype(dtype).itemsize
+    step, size = max(1, min(chunk or tokens, tokens)), np.dtype(dtype).itemsize
+    whole, rest = divmod(tokens, step)
+    prefill = whole * pass_bytes(checkpoint, config, rows * step, layers)
+    prefill += pass_bytes(checkpoint, config, rows * rest, layers) if rest else 0
+    token = pass_bytes(checkpoint, config, rows, layers)
+    held = WORKSPACE + memory(config, size, step, tokens - step + new_tokens, rows, kept)
+    if traces:  # and eight copies of the largest part while it is judged
+        projected = 3 * config.num_attention_heads * config.head_dim * tokens
+        largest = rows * max(projected, (kept or tokens) * config.vocab_size)
+        held += traces * trace_bytes(config, size, tokens, new_tokens, rows, kept, layers) + 8 * max(size, 4) * largest
     return Forecast(
         prefill_bytes=prefill,
         token_bytes=token,
         read_bytes=passes * (prefill + new_tokens * token),
-        memory_bytes=memory(config, size, tokens, new_tokens, rows, kept)
-        + traces * trace_bytes(config, size, tokens, new_tokens, rows, kept, layers),
+        memory_bytes=held,
         rate=read_rate(checkpoint, dtype, layers),
     )
 
@@ -168,7 +181,7 @@ def trace_bytes(
     kept: int,
     layers: Collection[int] | None = None,
 ) -> int:
-    """Bytes of every part of one run, which a cross-check keeps, and of twice the largest, which it compares."""
+    """Bytes of every part of one run: what a cross-check keeps of it."""
     c, calls, N = config, 1 + new_tokens, rows * (tokens + new_tokens)
     D, H, G, d = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim
     every = 6 * D + c.num_local_experts + 2 * c.num_experts_per_tok + 3 * c.shared_intermediate_size + D
@@ -180,8 +193,7 @@ def trace_bytes(
             total += N * (every + 3 * H * d + 3 * G * d + D)
     if layers is None:
         total += 2 * N * D + 2 * rows * (min(kept or tokens, tokens) + new_tokens) * c.vocab_size
-        total += 4 * rows * min(kept or tokens, tokens) * c.vocab_size
-    return max(size, 4) * (total + 4 * 3 * H * d * rows * tokens)
+    return max(size, 4) * total
 
 
 def read_rate(checkpoint: Checkpoint, dtype="float64", layers: Collection[int] | None = None) -> float:

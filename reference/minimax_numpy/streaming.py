@@ -124,9 +124,10 @@ class Matrix:
         return self.shape[0]
 
     def __abs__(self) -> "Matrix":
-        return replace(self, source=replace(self.source, change=np.abs))
+        first = self.source.change or np.asarray
+        return replace(self, source=replace(self.source, change=lambda block: np.abs(first(block))))
 
-    def __getitem__(self, ids: Int[np.ndarray, "*axes"]) -> Float[np.ndarray, "*axes n"]:
+    def __getitem__(self, ids: int | Int[np.ndarray, "*axes"]) -> Float[np.ndarray, "*axes n"]:
         found, place = np.unique(ids, return_inverse=True)
         out = np.empty((len(found), self.width), self.dtype)
         (rows,) = self.rows
@@ -203,7 +204,7 @@ class Stack:
     def __len__(self) -> int:
         return len(self.matrices)
 
-    def __getitem__(self, e: int) -> Matrix:
+    def __getitem__(self, e: int | np.integer) -> Matrix:
         return self.matrices[e]
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
@@ -225,7 +226,7 @@ class Streamed(Mapping):
         path: str | os.PathLike,
         config: MiniMaxConfig,
         head: str,
-        dtype: np.dtype | None = None,
+        dtype=None,
         layers: Collection[int] | None = None,
         rounded: str | None = None,
     ):

@@ -68,7 +68,8 @@ def run_generate(options) -> int:
         size = "float64" if options.dtype == "float64" else "float32"
         n = 20 if options.max_new_tokens is None else options.max_new_tokens
         config = MiniMaxConfig.from_pretrained(options.checkpoint)
-        told = forecast(options.checkpoint, config, ids.shape[1], n, rows=len(ids), dtype=size)
+        rows, chunk = len(ids) * (options.num_beams or 1), options.prefill_chunk
+        told = forecast(options.checkpoint, config, ids.shape[1], n, rows=rows, chunk=chunk, dtype=size)
         print(f"minimax-twin: {told}", file=sys.stderr)
     model, wrap = load(options)
     arguments = {name: value for name in PASSED_ON if (value := getattr(options, name)) is not None}

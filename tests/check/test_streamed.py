@@ -171,6 +171,12 @@ def test_inspect_lists_shards_by_the_index_alone(folder, capsys):
     assert "model-00001" not in told
 
 
+def test_inspect_counts_a_model_of_which_only_a_part_is_there(part, capsys):
+    """By its configuration; what is stored is not told."""
+    assert run("inspect", part) == 0
+    assert "parameters" in (told := capsys.readouterr().out) and "as stored" not in told
+
+
 def test_the_command_line_says_what_it_will_read_and_streams(folder, capsys):
     """To the other channel, so that what is printed is the same as without."""
     assert run("crosscheck", folder, "--stream-weights", *FLAGS) == 0

@@ -198,6 +198,18 @@ def test_no_more_is_read_than_foretold(side, tokens, rows, folder):
         assert checkpoint.bytes_read == told.read_bytes or side.is_torch  # which keeps vectors and routers
 
 
+@both
+@pytest.mark.parametrize("options", [{"prefill_chunk": 4}, {"num_beams": 3}], ids=str)
+def test_chunks_and_beams_are_foretold(side, options, folder):
+    """Each chunk reads the layers again, and each beam may go to experts of its own."""
+    model = streamed(side, folder)
+    model.generate(side.wrap(IDS[:1]), max_new_tokens=4, **options)
+    rows, chunk = options.get("num_beams", 1), options.get("prefill_chunk")
+    told = forecast(folder, CONFIG, IDS.shape[1], 3, rows=rows, chunk=chunk)
+    read = model.weights.checkpoint.bytes_read
+    assert forecast(folder, CONFIG, IDS.shape[1], 3).read_bytes < read <= told.read_bytes
+
+
 @pytest.mark.parametrize("kinds", [(LIGHTNING,), (SOFTMAX,), (LIGHTNING, SOFTMAX, LIGHTNING)], ids=str)
 @pytest.mark.parametrize("tokens, rows, dtype", [(1, 1, "float64"), (300, 1, "float64"), (60, 3, "float32")])
 def test_the_bound_on_memory_holds_and_is_not_idle(kinds, tokens, rows, dtype, tmp_path, monkeypatch):
