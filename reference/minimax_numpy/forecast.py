@@ -43,7 +43,8 @@ class Forecast:
         return (
             f"reads at most {decimal(self.read_bytes)} ({decimal(self.prefill_bytes)} a prefill, "
             f"{decimal(self.token_bytes)} a token after it), about {duration(self.seconds)} at the "
-            f"{decimal(self.rate)}/s just measured on its shards; holds at most {decimal(self.memory_bytes)} beside its libraries"
+            f"{decimal(self.rate)}/s just measured on its shards; "
+            f"holds at most {decimal(self.memory_bytes)} beside its libraries"
         )
 
 
