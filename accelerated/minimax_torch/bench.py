@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from minimax_numpy import ops
 from minimax_numpy.cache import Cache
-from minimax_numpy.check.targets import optional
 from minimax_numpy.config import HYBRID, LIGHTNING, SOFTMAX, MiniMaxConfig
 from minimax_numpy.counts import binary
+from minimax_numpy.extras import optional
 from minimax_numpy.layers import Step, Weights, lightning_self_attention, softmax_self_attention
 from minimax_numpy.making import make_checkpoint
 from minimax_numpy.model import MiniMaxForCausalLM

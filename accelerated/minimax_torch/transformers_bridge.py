@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, Self
 import torch
 from jaxtyping import Int
 from minimax_numpy.cache import Cache as BaseCache
-from minimax_numpy.check.targets import optional
 from minimax_numpy.checkpoint import Checkpoint
 from minimax_numpy.config import MiniMaxConfig, is_original
+from minimax_numpy.extras import optional
 from minimax_numpy.model import ModelOutput
 from torch import Tensor, nn
 

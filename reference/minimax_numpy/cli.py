@@ -18,10 +18,11 @@ from .check.crosscheck import foretell
 from .check.golden import judge_golden, write_model, write_op
 from .check.report import Report
 from .check.single import check_op
-from .check.targets import load_object, optional
+from .check.targets import load_object
 from .checkpoint import Checkpoint
 from .config import LIGHTNING, SOFTMAX, MiniMaxConfig
 from .counts import count, describe
+from .extras import optional
 from .forecast import decimal
 from .making import make_checkpoint
 from .model import MiniMaxForCausalLM

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .check.targets import optional
 from .checkpoint import save_checkpoint
 from .config import MiniMaxConfig, is_router
+from .extras import optional
 from .model import fresh_weights
 from .trace import float32_to_bfloat16
 

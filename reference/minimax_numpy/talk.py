@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .check.targets import optional
 from .checkpoint import write_whole
 from .config import MiniMaxConfig
+from .extras import optional
 from .forecast import Forecast, forecast
 from .model import MiniMaxForCausalLM
 from .quantize import KINDS

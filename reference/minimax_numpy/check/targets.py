@@ -17,6 +17,7 @@ import numpy as np
 from .. import ops
 from ..cache import Cache
 from ..checkpoint import read_tensors
+from ..extras import optional
 from ..model import MiniMaxForCausalLM
 from ..trace import recording
 from .partial import Layers
@@ -152,15 +153,6 @@ def as_target(
 
 def _hooks():
     return optional("minimax_torch.hooks", "torch")
-
-
-def optional(module: str, extra: str):
-    """Import a module that comes with an extra; where it is absent, say how to get it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        told = f"{error.name} is not installed; pip install 'minimax-twin[{extra}]' brings it."
-        raise ModuleNotFoundError(told, name=error.name) from None
 
 
 def _by_name(name: str, path, dtype, device, stream, layers) -> Target:
