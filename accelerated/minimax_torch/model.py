@@ -405,8 +405,7 @@ def load_weights(
                 else:
                     weights.setdefault(name, Quantized(quantization, shape, q.dtype, device=device))[place[0]] = q
             continue
-        wide = {"mlp.gate.weight": torch.float32, "lm_head.weight": lm_head_dtype}
-        least = next((least for end, least in wide.items() if name.endswith(end)), None)
+        least = lm_head_dtype if name == "lm_head.weight" else torch.float32 if is_router(name) else None
         for disk_name, where in plan[name]:
             x = read(disk_name)
             kept = x.dtype if dtype is None else dtype

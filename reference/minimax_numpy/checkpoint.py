@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, TensorSpec, serialize_file
 
-from .config import MiniMaxConfig
+from .config import MiniMaxConfig, is_router
 from .quantize import Quantized, is_quantized, quantize
 from .trace import bfloat16_to_float32
 
@@ -329,8 +329,9 @@ def load_weights(
                 else:
                     weights.setdefault(name, Quantized(quantization, shape, q.dtype))[place[0]] = q
             continue
-        wide = {"mlp.gate.weight": None if dtype is None else np.float32, "lm_head.weight": lm_head_dtype}
-        least = next((least for end, least in wide.items() if name.endswith(end)), None)
+        least = lm_head_dtype if name == "lm_head.weight" else None
+        if is_router(name) and dtype is not None:
+            least = np.dtype(np.float32)
         for disk_name, where in plan[name]:
             x = checkpoint.read(disk_name)
             kept = x.dtype if dtype is None else dtype

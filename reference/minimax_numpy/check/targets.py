@@ -163,7 +163,7 @@ def _by_name(name: str, path, dtype, device, stream, layers) -> Target:
             raise ValueError(f"Against {name} the truth must be a checkpoint's folder; both sides load it.")
         if name == "minimax_torch":
             return _hooks().open_minimax_torch(path, dtype, device, stream, layers)
-        return getattr(_hooks(), f"open_{name}")(path, dtype, device)
+        return _hooks().open_transformers(path, dtype, device)
     factory = load_object(name)
     with blaming(name):
         other = factory(path)
