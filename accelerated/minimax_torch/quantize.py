@@ -88,9 +88,9 @@ class Quantized(nn.Module):
         return self.dequantize().T
 
     @classmethod
-    def __torch_function__(cls, function, types, arguments=(), named=None):
-        wide = (x.dequantize() if isinstance(x, Quantized) else x for x in arguments)
-        return function(*wide, **(named or {}))
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        wide = (x.dequantize() if isinstance(x, Quantized) else x for x in args)
+        return function(*wide, **(kwargs or {}))
 
     def __iter__(self):
         return (self[expert] for expert in range(len(self)))
