@@ -369,6 +369,9 @@ def test_a_corrupt_file_is_refused(side, saved, tmp_path):
     damaged = [whole[:n] for n in (0, 4, 100, len(whole) // 2, len(whole) - 1)]
     damaged += [whole.replace(name, name[:2] + b"~" + name[3:]) for name in names]
     damaged += [whole[:-8] + np.array([np.nan]).tobytes(), whole.replace(b"[2,2,5,16]", b"[2,2,4,20]")]
+    damaged += [whole.replace(b'"dtype":"float64"', b'"dtype":"' + name + b'"') for name in (b"float63", b"float32")]
+    damaged += [whole.replace(np.array([5, 5]).tobytes(), np.array([-5, 5]).tobytes())]
+    damaged += [whole.replace(b'{"dtype":"I64"', b'{"dtype":"F64"')]
     for content in damaged:
         assert content != whole
         (tmp_path / "damaged").write_bytes(content)
