@@ -1,6 +1,7 @@
 """The command line: ``minimax-twin demo · crosscheck · golden · generate · inspect · make · bench``.
 
-Exit status: 0 the same (or done), 1 different, 2 bad input, told in one sentence, 130 interrupted.
+Exit status: 0 the same (or done), 1 different, 2 bad input, told in one sentence, 130 interrupted, 141 not read to
+the end.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from .quantize import KINDS
 from .shipped import TINY
 from .talk import DTYPES, add_options, numbers, run_generate
 
-OK, DIFFERENT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, DIFFERENT, BAD_INPUT, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,9 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_options(options)
         with warnings.catch_warnings():
             warnings.showwarning = tell_warning
-            return options.run(options)
+            status = options.run(options)
+            sys.stdout.flush()  # now, while an error can be told
+            return status
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read, as head does, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
     except Exception as error:  # a traceback would exit 1, which says "different"
         print(f"minimax-twin: {sentence(error)}", file=sys.stderr)
         return BAD_INPUT
@@ -78,8 +84,10 @@ def check_target(file: Path, option: str) -> None:
     """A file can be written only where its folder is, and not over a folder."""
     if not file.parent.is_dir():
         raise FileNotFoundError(f"{option} is {str(file)!r}; there is no folder {file.parent}, so make it first.")
-    if file.is_dir():
-        raise IsADirectoryError(f"{option} is {str(file)!r}, which is a folder; give a file.")
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{option} is {str(file)!r}, which is a folder or a device; give a file.")
+    if not os.access(file.parent, os.W_OK):
+        raise PermissionError(f"{option} is {str(file)!r}; nothing can be written to its folder, so give another one.")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -201,11 +209,13 @@ def run_crosscheck(options) -> int:
 
 def tell(report: Report, options) -> int:
     """Print a report, write what was asked for, and turn its verdict into an exit status."""
-    print(report)
-    if options.json:
-        report.to_json(options.json)
-    if options.plot:
-        report.plot(options.plot)
+    try:
+        if options.json:
+            report.to_json(options.json)
+        if options.plot:
+            report.plot(options.plot)
+    finally:  # the files before the table, which may be read by somebody who stops; the table whatever becomes of them
+        print(report)
     return OK if report.ok else DIFFERENT
 
 

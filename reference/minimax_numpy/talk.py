@@ -12,7 +12,7 @@ from .checkpoint import write_whole
 from .config import MiniMaxConfig
 from .forecast import forecast
 from .model import MiniMaxForCausalLM
-from .quantize import KINDS
+from .quantize import KINDS, check_kind
 from .text import Tokenizer
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -62,6 +62,7 @@ def add_options(sub: ArgumentParser) -> None:
 def run_generate(options) -> int:
     """Continue ids, a text or a chat: greedily, by drawing or with beams."""
     check_choices(options)
+    stops = None if options.eos is None else tuple(numbers(options.eos, "--eos"))
     tokenizer = Tokenizer(options.checkpoint) if options.ids is None else None
     ids, mask = read_prompts(options, tokenizer)
     if options.stream_weights:
@@ -73,8 +74,8 @@ def run_generate(options) -> int:
         print(f"minimax-twin: {told}", file=sys.stderr)
     model, wrap = load(options)
     arguments = {name: value for name in PASSED_ON if (value := getattr(options, name)) is not None}
-    if options.eos is not None:
-        arguments["eos_token_id"] = tuple(numbers(options.eos, "--eos"))
+    if stops is not None:
+        arguments["eos_token_id"] = stops
     if options.prefill_chunk is not None:
         arguments["progress"] = tell_progress
     if options.stream:
@@ -94,10 +95,12 @@ def run_generate(options) -> int:
         if logprobs is not None:
             result["logprobs"] = logprobs[r].tolist()[: len(new)]
         results.append(result)
-    show(results, tokenizer)
-    if options.json:
-        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-        write_whole(options.json, lambda file: file.write_text(text, encoding="utf-8"))
+    try:
+        if options.json:
+            text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+            write_whole(options.json, lambda file: file.write_text(text, encoding="utf-8"))
+    finally:
+        show(results, tokenizer)
     return 0
 
 
@@ -116,6 +119,7 @@ def check_choices(options) -> None:
     for name in ("num_beams", "logprobs", "json"):
         if "stream" in given and name in given:
             raise ValueError(f"--stream and {flag(name)} exclude each other: {flag(name)} needs the whole answer.")
+    check_kind(options.quantization, options.stream_weights)
     if options.dtype == "bfloat16" and not options.twin:
         raise ValueError("NumPy has no bfloat16; give another --dtype, or --twin.")
 
