@@ -173,7 +173,8 @@ class MiniMaxModel(Pretrained):
     ) -> ModelOutput:
         """Twin of the call of [MiniMaxModel][minimax_numpy.model.MiniMaxModel]."""
         check_inputs(self.config, input_ids, attention_mask, position_ids, inputs_embeds, cu_seqlens)
-        x = self.embed_tokens(input_ids.long()) if inputs_embeds is None else inputs_embeds  # (B, T, D)
+        ids = None if input_ids is None else input_ids.long()
+        x = self.embed_tokens(ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
         mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
         if cache is not None:
             check_cache(self.config, cache, x, cu_seqlens)
