@@ -193,7 +193,7 @@ def run_crosscheck(options) -> int:
         name = options.against if options.against != "minimax_torch" else f"minimax_torch.ops:{options.op}"
         report = check_op(options.op, load_object(name), dtype=options.dtype or "float64", seed=options.seed)
     else:
-        layers = None if options.layers is None else numbers(options.layers, "--layers")
+        layers = None if options.layers is None else sorted(set(numbers(options.layers, "--layers")))
         part = bool(layers) and bool(Checkpoint(options.checkpoint).absent())  # is streamed without being told to
         if options.stream_weights or (part and options.against == "minimax_torch"):
             asked = (options.dtype, options.length, options.decode, layers, options.against)
@@ -238,7 +238,7 @@ def run_inspect(options) -> int:
     if options.length < 1:
         raise ValueError(f"--length is {options.length}; it must be at least 1.")
     if options.layers is not None:
-        print(describe_shards(Checkpoint(options.checkpoint), numbers(options.layers, "--layers")))
+        print(describe_shards(Checkpoint(options.checkpoint), sorted(set(numbers(options.layers, "--layers")))))
         return OK
     if str(options.checkpoint) == "text-01":
         print(describe(MiniMaxConfig.text_01(), options.length, quantization=options.quantization))
