@@ -1,4 +1,8 @@
-"""MiniMax-Text-01 in PyTorch: the twin of `minimax_numpy`, name for name, on CPU and CUDA."""
+"""MiniMax-Text-01 in PyTorch: the twin of `minimax_numpy`, name for name, on CPU and CUDA.
+
+It alone has `hooks`, which show the parts of any torch model, `transformers_bridge`, which puts the twin in
+transformers' place, and `bench`, which measures both packages.
+"""
 
 from minimax_numpy.config import MiniMaxConfig
 from minimax_numpy.model import ModelOutput

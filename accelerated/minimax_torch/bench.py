@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from minimax_numpy import ops
 from minimax_numpy.cache import Cache
-from minimax_numpy.check.targets import optional
 from minimax_numpy.config import HYBRID, LIGHTNING, SOFTMAX, MiniMaxConfig
 from minimax_numpy.counts import binary
+from minimax_numpy.extras import optional
 from minimax_numpy.layers import Step, Weights, lightning_self_attention, softmax_self_attention
 from minimax_numpy.making import make_checkpoint
 from minimax_numpy.model import MiniMaxForCausalLM
@@ -45,11 +45,13 @@ MEDIUM = MiniMaxConfig.tiny(
     slope_rule="transformers",
     max_position_embeddings=1 << 20,
 )
-LOAD = """
-import sys, {package} as package
+RSS = """
 def rss():
     with open("/proc/self/status") as f:
-        return {{k: int(v.split()[0]) * 1024 for k, v in (l.split(":") for l in f if l.startswith(("VmRSS", "VmHWM")))}}
+        return {k: int(v.split()[0]) * 1024 for k, v in (l.split(":") for l in f if l.startswith(("VmRSS", "VmHWM")))}
+"""
+LOAD = """
+import sys, {package} as package
 kind = sys.argv[3] or None
 # a small one first: libraries load themselves lazily, too
 package.MiniMaxForCausalLM.from_pretrained(sys.argv[2], quantization=kind)
@@ -63,9 +65,6 @@ print(kept, largest, after["VmHWM"] - before)
 STREAM = """
 import sys, numpy as np, {package} as package, minimax_numpy
 from minimax_numpy.forecast import forecast
-def rss():
-    with open("/proc/self/status") as f:
-        return {{k: int(v.split()[0]) * 1024 for k, v in (l.split(":") for l in f if l.startswith(("VmRSS", "VmHWM")))}}
 def run(path, length, new, stream):
     model = package.MiniMaxForCausalLM.from_pretrained(path, stream=stream, **types)
     ids = wrap(np.random.default_rng(0).integers(3, model.config.vocab_size, (1, length)))
@@ -92,6 +91,8 @@ def main(options) -> int:
     """Run a measurement and print it."""
     if options.length < 2 or options.repeat < 1:
         raise ValueError(f"--length is {options.length} and --repeat {options.repeat}; at least 2 tokens and 1 run.")
+    if options.what in ("loading", "streaming") and not os.path.exists("/proc/self/status"):
+        raise OSError("Peak memory is read from /proc/self/status, which this system has not.")
     kinds = {"prefill": prefill, "loading": loading, "decode": decode, "streaming": streaming}
     return kinds[options.what](options)
 
@@ -138,10 +139,14 @@ def seconds(function: Callable) -> float:
     return time.perf_counter() - start
 
 
+def in_own_process(code: str, *arguments: object) -> list[int]:
+    """The numbers that a program prints; it may ask ``rss()`` for its memory, which is its own alone."""
+    command = [sys.executable, "-c", RSS + code, *map(str, arguments)]
+    return [int(x) for x in subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()]
+
+
 def loading(options) -> int:
     """Peak resident memory of loading a checkpoint, above what is kept, in units of its largest tensor."""
-    if not os.path.exists("/proc/self/status"):
-        raise OSError("Peak memory is read from /proc/self/status, which this system has not.")
     twin = optional("minimax_torch", "torch")
     with tempfile.TemporaryDirectory() as folder:
         config = dataclasses.replace(MEDIUM, vocab_size=100_000)  # an embedding that outweighs the libraries' own noise
@@ -155,13 +160,7 @@ def loading(options) -> int:
         )
         for package in ("minimax_numpy", "minimax_torch"):
             code = LOAD.format(package=package)
-            out = subprocess.run(
-                [sys.executable, "-c", code, folder, str(TINY), options.quantization or ""],
-                check=True,
-                capture_output=True,
-                text=True,
-            )
-            kept, largest, peak = map(int, out.stdout.split())
+            kept, largest, peak = in_own_process(code, folder, TINY, options.quantization or "")
             above, mib = (peak - kept) / largest, 2**20
             print(
                 f"{package}: keeps {kept / mib:.0f} MiB, its largest tensor {largest / mib:.0f} MiB; "
@@ -172,8 +171,6 @@ def loading(options) -> int:
 
 def streaming(options) -> int:
     """Peak memory of a streamed run in float64, in units of the largest tensor; bytes read, of those foretold."""
-    if not os.path.exists("/proc/self/status"):
-        raise OSError("Peak memory is read from /proc/self/status, which this system has not.")
     with tempfile.TemporaryDirectory() as folder:
         path, length = os.path.join(folder, "model"), min(options.length, 128)
         stored = make_checkpoint(path, SPARSE)
@@ -181,10 +178,8 @@ def streaming(options) -> int:
         print(f"a checkpoint of {stored / 2**20:.0f} MiB in bfloat16; {length} tokens and 4 more in float64, from disk")
         for package in ("minimax_numpy", "minimax_torch"):
             code = STREAM.format(package=package)
-            arguments = [sys.executable, "-c", code, path, str(TINY), str(length)]
             start = time.perf_counter()
-            out = subprocess.run(arguments, check=True, capture_output=True, text=True)
-            read, foretold, peak, bound = map(int, out.stdout.split())
+            read, foretold, peak, bound = in_own_process(code, path, TINY, length)
             mib = 2**20
             print(
                 f"{package}: peak {peak / mib:.0f} MiB above its libraries, {peak / largest:.2f} × the largest tensor, "

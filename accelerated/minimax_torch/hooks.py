@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from minimax_numpy.check.targets import Call, Watch, blaming, optional
+from minimax_numpy.check.targets import Call, Watch, blaming
 from minimax_numpy.config import LIGHTNING, MiniMaxConfig, is_original
+from minimax_numpy.extras import optional
 from minimax_numpy.model import MiniMaxForCausalLM as Reference
 from minimax_numpy.model import ModelOutput
 from torch import Tensor, nn

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from minimax_numpy.checkpoint import Checkpoint, by_matrix, plan_loading, read_matrix, save_checkpoint
-from minimax_numpy.config import MiniMaxConfig
+from minimax_numpy.config import MiniMaxConfig, is_router
 from minimax_numpy.generate import Generates
 from minimax_numpy.inputs import check_cache, check_inputs, check_kept, check_labels, check_lm_head
 from minimax_numpy.model import ModelOutput, check_held, fresh_weights
@@ -27,7 +27,7 @@ from .layers import DecoderLayer, RMSNorm, Step
 from .ops.attention import check_implementation
 from .quantize import Quantized, quantize, replace_parameter
 from .shapes import Hidden, Positions, TokenIds
-from .streaming import Streamed
+from .streaming import Streamed, all_finite
 
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 
@@ -66,7 +66,7 @@ class Pretrained(nn.Module):
         state: dict[str, Tensor] = {}
         for name, x in weights.items():
             kept = x.dtype if dtype is None else dtype
-            if name.endswith("mlp.gate.weight"):
+            if is_router(name):
                 kept = torch.promote_types(kept, torch.float32)
             path = name.removeprefix("model.") if isinstance(self, MiniMaxModel) else name
             if isinstance(x, Quantized):
@@ -406,8 +406,7 @@ def load_weights(
                 else:
                     weights.setdefault(name, Quantized(quantization, shape, q.dtype, device=device))[place[0]] = q
             continue
-        wide = {"mlp.gate.weight": torch.float32, "lm_head.weight": lm_head_dtype}
-        least = next((least for end, least in wide.items() if name.endswith(end)), None)
+        least = lm_head_dtype if name == "lm_head.weight" else torch.float32 if is_router(name) else None
         for disk_name, where in plan[name]:
             x = read(disk_name)
             kept = x.dtype if dtype is None else dtype
@@ -424,6 +423,6 @@ def read_tensor(checkpoint: Checkpoint, disk_name: str) -> Tensor:
     bits = checkpoint.bits(disk_name)
     x = torch.from_numpy(bits)
     x = x.view(torch.bfloat16) if bits.dtype == np.uint16 else x
-    if x.numel() and not torch.stack(x.aminmax()).isfinite().all():  # no copy: NaN and infinity come through
+    if not all_finite(x):
         checkpoint.read(disk_name)  # says which and how many
     return x

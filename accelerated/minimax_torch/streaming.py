@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from minimax_numpy.checkpoint import STORED, Checkpoint, plan_loading
-from minimax_numpy.config import MiniMaxConfig
+from minimax_numpy.config import MiniMaxConfig, is_router
 from minimax_numpy.streaming import Rows, Scratch, cut, rows_of_experts
 from torch import Tensor
 
@@ -192,14 +192,14 @@ class Streamed(Mapping):
             return Stack(tuple(Matrix(source, rows, shape[2], dtype) for rows in rows_of_experts(parts, shape)))
         rows = shape[0] if len(shape) == 2 else 1
         matrix = Matrix(source, (Rows(parts[0][0], 0, rows),), shape[-1], dtype)
-        whole = len(shape) == 1 or name.endswith("mlp.gate.weight")
+        whole = len(shape) == 1 or is_router(name)
         return matrix.whole().reshape(shape) if whole else matrix
 
 
 def kept_type(name: str, stored: str, dtype: torch.dtype | None) -> torch.dtype:
     """Twin of [kept_type][minimax_numpy.streaming.kept_type]."""
     dtype = dtype or TYPES[stored]
-    return torch.promote_types(dtype, torch.float32) if name.endswith("mlp.gate.weight") else dtype
+    return torch.promote_types(dtype, torch.float32) if is_router(name) else dtype
 
 
 def all_finite(x: Tensor) -> bool:

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, Self
 import torch
 from jaxtyping import Int
 from minimax_numpy.cache import Cache as BaseCache
-from minimax_numpy.check.targets import optional
 from minimax_numpy.checkpoint import Checkpoint
 from minimax_numpy.config import MiniMaxConfig, is_original
+from minimax_numpy.extras import optional
 from minimax_numpy.model import ModelOutput
 from torch import Tensor, nn
 
@@ -30,6 +30,7 @@ from . import ops
 from .cache import Cache
 from .model import DTYPES, Pretrained, check_device, load_weights
 from .ops.attention import check_implementation
+from .streaming import TYPES
 
 transformers = optional("transformers", "hf")
 outputs = optional("transformers.modeling_outputs", "hf")
@@ -38,7 +39,6 @@ REACH = 64
 """How many columns a crop goes back, at most, without running a longer call again."""
 SHOWN = ("output_hidden_states", "output_router_logits")
 BALANCED = ("auto", "balanced", "balanced_low_0", "sequential")
-STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FROM_HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 OF_NO_CONCERN = {  # what the Auto classes add, and what asks for what is done anyway
     *("_from_auto", "adapter_kwargs", "trust_remote_code", "low_cpu_mem_usage", "use_safetensors", "weights_only"),
@@ -585,7 +585,7 @@ def spread(model: type[Bridge], config, folder: Path, dtype, quantization, how: 
     """Share the layers out over the devices there are, as accelerate does."""
     accelerate = optional("accelerate.utils", "hf")
     checkpoint = Checkpoint(folder)
-    kept = dtype or STORED[checkpoint.entry(min(checkpoint.names())).dtype]
+    kept = dtype or TYPES[checkpoint.entry(min(checkpoint.names())).dtype]
     empty = model(config, model.twin_class(our_config(config), seed=None).to(kept))
     least = {None: kept, "int8": torch.int8}.get(quantization, accelerate.CustomDtype.INT4)
     shape = {"no_split_module_classes": model._no_split_modules, "dtype": least}

@@ -54,11 +54,11 @@ def figure(found: float | str, unit: str) -> str:
 
 def page(measured) -> str:
     """The Markdown of the page, from the claims and what was found of them."""
-    head = f"| | in transformers | measured | of | transformers {transformers.__version__} | twins |"
-    rows = [head, "|---|---|---|---|---|---|"]
+    head = f"| | in transformers; what is measured | of | transformers {transformers.__version__} | twins |"
+    rows = [head, "|---|---|---|---|---|"]
     for claim, theirs, ours in measured:
-        what = claim.measure.__doc__.split("\n")[0]
-        cells = claim.number, claim.differs, what, claim.unit, figure(theirs, claim.unit), figure(ours, claim.unit)
+        told = f"**{claim.differs}**<br>{claim.measure.__doc__.splitlines()[0]}"
+        cells = claim.number, told, claim.unit, figure(theirs, claim.unit), figure(ours, claim.unit)
         rows.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join([LEAD, *rows, "", TAIL])
 

@@ -10,8 +10,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterator, KeysView, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, KeysView, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import groupby, pairwise
 from math import prod
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, TensorSpec, serialize_file
 
-from .config import MiniMaxConfig
+from .config import MiniMaxConfig, is_router
 from .quantize import Quantized, is_quantized, quantize
 from .trace import bfloat16_to_float32
 
@@ -329,8 +329,9 @@ def load_weights(
                 else:
                     weights.setdefault(name, Quantized(quantization, shape, q.dtype))[place[0]] = q
             continue
-        wide = {"mlp.gate.weight": None if dtype is None else np.float32, "lm_head.weight": lm_head_dtype}
-        least = next((least for end, least in wide.items() if name.endswith(end)), None)
+        least = lm_head_dtype if name == "lm_head.weight" else None
+        if is_router(name) and dtype is not None:
+            least = np.dtype(np.float32)
         for disk_name, where in plan[name]:
             x = checkpoint.read(disk_name)
             kept = x.dtype if dtype is None else dtype
@@ -390,36 +391,50 @@ def save_checkpoint(
             held = 0
         shards[-1][name] = x
         held += x.nbytes
-    if len(shards) == 1:
-        names = ["model.safetensors"]
-    else:
-        names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    names = shard_names(len(shards))
     texts = {"config.json": config.to_dict(head)}
     if len(shards) > 1:
-        total = sum(x.nbytes for shard in shards for x in shard.values())
-        where = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-        texts[INDEX] = {"metadata": {"total_size": total}, "weight_map": where}
-
-    with ExitStack() as undo:
-        written: list[tuple[Path, Path]] = []
-
-        def temporary(name: str) -> Path:
-            handle, draft = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
-            os.close(handle)
-            undo.callback(Path(draft).unlink, missing_ok=True)
-            written.append((Path(draft), folder / name))
-            return Path(draft)
-
+        texts[INDEX] = index_of(names, shards, sum(x.nbytes for shard in shards for x in shard.values()))
+    with drafting(folder) as draft:
         for name, shard in zip(names, shards, strict=True):
-            save_tensors(temporary(name), shard)
+            save_tensors(draft(name), shard)
         for name, values in texts.items():
-            temporary(name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        for draft, final in written:
-            draft.chmod(0o644)
-            draft.replace(final)
+            draft(name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     for old in (*folder.glob("model*.safetensors"), folder / INDEX):  # shards of an earlier save
         if old.name not in {*names, *texts}:
             old.unlink(missing_ok=True)
+
+
+def shard_names(count: int) -> list[str]:
+    """What so many files of one model are called."""
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+
+
+def index_of(files: Sequence[str], shards: Sequence[Collection[str]], total: int) -> dict[str, dict]:
+    """An index: the bytes of all tensors, and the file of each; ``shards`` are the names in each file."""
+    where = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    return {"metadata": {"total_size": total}, "weight_map": where}
+
+
+@contextmanager
+def drafting(folder: Path) -> Iterator[Callable[[str], Path]]:
+    """Give ``draft(name)``, another name for a file of the folder; in the end all are renamed, after an error none."""
+    with ExitStack() as undo:
+        written: list[tuple[Path, Path]] = []
+
+        def draft(name: str) -> Path:
+            handle, other = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+            os.close(handle)
+            undo.callback(Path(other).unlink, missing_ok=True)
+            written.append((Path(other), folder / name))
+            return Path(other)
+
+        yield draft
+        for file, final in written:
+            file.chmod(0o644)
+            file.replace(final)
 
 
 def save_tensors(file: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
@@ -447,14 +462,8 @@ def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> Non
         raise FileNotFoundError(f"There is no folder {path.parent}; make it first.")
     if path.exists() and not path.is_file():  # a device would be renamed over, too
         raise ValueError(f"{path} is a folder or a device; give a file.")
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(Path(draft))
-        Path(draft).chmod(0o644)
-        Path(draft).replace(path)
-    finally:
-        Path(draft).unlink(missing_ok=True)
+    with drafting(path.parent) as draft:
+        write(draft(path.name))
 
 
 def _some(names: list[str]) -> str:

@@ -19,10 +19,12 @@ from .check.crosscheck import foretell
 from .check.golden import judge_golden, write_model, write_op
 from .check.report import Report
 from .check.single import check_op
-from .check.targets import load_object, optional
+from .check.targets import load_object
 from .checkpoint import Checkpoint
 from .config import LIGHTNING, SOFTMAX, MiniMaxConfig
 from .counts import count, describe
+from .extras import optional
+from .forecast import decimal
 from .making import make_checkpoint
 from .model import MiniMaxForCausalLM
 from .quantize import KINDS
@@ -276,7 +278,7 @@ def run_make(options) -> int:
     if kinds:
         names = [{"linear": LIGHTNING, "full": SOFTMAX}.get(kind, kind) for kind in kinds.split(",")]
         config = replace(config, layer_types=tuple(names))
-    print(f"{count(config).bytes_bf16 / 1e9:.1f} GB are to be written to {options.folder}", file=sys.stderr)
+    print(f"{decimal(count(config).bytes_bf16)} are to be written to {options.folder}", file=sys.stderr)
     total = make_checkpoint(options.folder, config, options.seed)
     print(f"wrote {total:,} bytes, {config.num_hidden_layers} layers, to {options.folder}")
     return OK

@@ -248,6 +248,15 @@ class MiniMaxConfig:
         return shapes
 
 
+def is_router(name: str) -> bool:
+    """Whether a weight, as named in memory or on disk, is a router's: it stays float32 at least.
+
+    >>> is_router("model.layers.0.mlp.gate.weight"), is_router("model.layers.0.self_attn.output_gate.weight")
+    (True, False)
+    """
+    return name.endswith(("mlp.gate.weight", "block_sparse_moe.gate.weight"))
+
+
 def is_original(values: dict) -> bool:
     """Whether a config.json is in the original release's spelling."""
     return "attn_type_list" in values or values.get("model_type") == "MiniMaxText01"

@@ -5,7 +5,7 @@ from math import prod
 
 import numpy as np
 
-from .config import LIGHTNING, SOFTMAX, MiniMaxConfig
+from .config import LIGHTNING, SOFTMAX, MiniMaxConfig, is_router
 from .quantize import is_quantized, layout
 
 
@@ -78,7 +78,7 @@ def quantized_bytes(config: MiniMaxConfig, kind: str, head: str = "MiniMaxForCau
     total = scales = 0
     for name, shape in config.parameter_shapes(head).items():
         if not is_quantized(name):
-            total += prod(shape) * (4 if name.endswith("mlp.gate.weight") else 2)
+            total += prod(shape) * (4 if is_router(name) else 2)
             continue
         for part, (part_shape, dtype) in layout(shape, kind).items():
             nbytes = prod(part_shape) * np.dtype(dtype).itemsize

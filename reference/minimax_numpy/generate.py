@@ -211,9 +211,9 @@ class Session:
         running = np.ones(len(logits), bool)
         for left in reversed(range(self.max_new_tokens)):
             chosen = self.choose(check_logits(logits))  # (B,)
-            surprise = np.take_along_axis(log_softmax(logits), chosen[:, None], axis=1)[:, 0]
+            logprob = np.take_along_axis(log_softmax(logits), chosen[:, None], axis=1)[:, 0]
             token = np.where(running, chosen, self.pad).astype(self.prompt.dtype)
-            yield token, np.where(running, surprise, 0)
+            yield token, np.where(running, logprob, 0)
             running &= ~np.isin(token, self.stops)
             if not left or not running.any():
                 return
@@ -233,12 +233,12 @@ def chooser(do_sample: bool, temperature: float, top_k: int | None, top_p: float
         raise ValueError(f"seed is {seed}; it must be 0 or more.")
     if not do_sample:
         return lambda logits: logits.argmax(axis=-1)
-    chances: list[np.random.Generator] = []  # one a row, as soon as it is known how many there are
+    generators: list[np.random.Generator] = []  # one a row, as soon as it is known how many there are
 
     def draw(logits: Float[np.ndarray, "B V"]) -> Int[np.ndarray, "B"]:
-        for row in range(len(chances), len(logits)):
-            chances.append(np.random.default_rng(None if seed is None else seed + row))
-        return sample(logits, np.array([chance.random() for chance in chances]), temperature, top_k, top_p)
+        for row in range(len(generators), len(logits)):
+            generators.append(np.random.default_rng(None if seed is None else seed + row))
+        return sample(logits, np.array([generator.random() for generator in generators]), temperature, top_k, top_p)
 
     return draw
 

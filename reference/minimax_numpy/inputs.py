@@ -8,7 +8,7 @@ from .ops.losses import IGNORED
 
 
 def check_inputs(config, input_ids, attention_mask, position_ids, inputs_embeds, cu_seqlens) -> None:
-    """Refuse a call that does not fit, in one sentence. Arrays and tensors are looked at alike."""
+    """Refuse a call that does not fit this model."""
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Give input_ids or inputs_embeds, one of the two.")
     x, name = (input_ids, "input_ids") if inputs_embeds is None else (inputs_embeds, "inputs_embeds")
@@ -99,9 +99,11 @@ def check_kept(logits_to_keep: int, labels) -> None:
 
 def check_lm_head(head: str, config, lm_head_dtype, stream: bool = False) -> None:
     """Refuse a type for a head that the model has not, shares with its embedding, or does not hold."""
-    if lm_head_dtype is not None and stream:
+    if lm_head_dtype is None:
+        return
+    if stream:
         raise ValueError("lm_head_dtype keeps the head in its own type and stream keeps nothing; give one of the two.")
-    if lm_head_dtype is not None and head != "MiniMaxForCausalLM":
+    if head != "MiniMaxForCausalLM":
         raise ValueError(f"lm_head_dtype is for MiniMaxForCausalLM; {head} has no lm_head.")
-    if lm_head_dtype is not None and config.tie_word_embeddings:
+    if config.tie_word_embeddings:
         raise ValueError("lm_head_dtype asks for a head in a type of its own; this model's head is its embedding.")

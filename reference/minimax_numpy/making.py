@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint import INDEX, layer_of, pieces
-from .config import MiniMaxConfig
+from .checkpoint import INDEX, drafting, index_of, layer_of, pieces, shard_names
+from .config import MiniMaxConfig, is_router
 from .trace import float32_to_bfloat16
 
 PIECE = 1 << 22
@@ -36,34 +36,30 @@ def make_checkpoint(path: str | os.PathLike, config: MiniMaxConfig, seed: int = 
         raise FileExistsError(f"{folder} is not an empty folder; nothing is overwritten, so give another one.")
     shards = plan_shards(config)
     total = sum(nbytes(name, shape) for shard in shards for name, shape in shard.items())
+    check_space(folder, total)
+    names = shard_names(len(shards))
+    texts = {"config.json": config.to_dict(), INDEX: index_of(names, shards, total)}
+    with ExitStack() as undo:
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            undo.callback(shutil.rmtree, folder)
+        with drafting(folder) as draft:
+            first = 0
+            for name, shard in zip(names, shards, strict=True):
+                write_shard(draft(name), shard, seed, first)
+                first += len(shard)
+            for name, values in texts.items():
+                draft(name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        undo.pop_all()
+    return total
+
+
+def check_space(folder: Path, total: int) -> None:
+    """Refuse a model that the disk has not the space for."""
     home = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(home).free
     if free < 1.01 * total:
         raise OSError(f"The model takes {total / 1e9:.1f} GB and the disk of {home} has {free / 1e9:.1f} GB free.")
-    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    where = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-    texts = {
-        "config.json": config.to_dict(),
-        INDEX: {"metadata": {"total_size": total}, "weight_map": where},
-    }
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as undo:
-        if made:
-            undo.callback(shutil.rmtree, folder)
-        drafts = [(folder / f".{name}.draft", folder / name) for name in (*names, *texts)]
-        for draft, _ in drafts:
-            undo.callback(draft.unlink, missing_ok=True)
-        at = 0
-        for (draft, _), shard in zip(drafts, shards):
-            write_shard(draft, shard, seed, at)
-            at += len(shard)
-        for (draft, _), values in zip(drafts[len(shards) :], texts.values()):
-            draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        for draft, final in drafts:
-            draft.replace(final)
-        undo.pop_all()
-    return total
 
 
 def plan_shards(config: MiniMaxConfig) -> list[dict[str, tuple[int, ...]]]:
@@ -77,14 +73,9 @@ def plan_shards(config: MiniMaxConfig) -> list[dict[str, tuple[int, ...]]]:
     return shards
 
 
-def wide(name: str) -> bool:
-    """Whether a tensor is float32: the router's."""
-    return name.endswith(".gate.weight")
-
-
 def nbytes(name: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor."""
-    return prod(shape) * (4 if wide(name) else 2)
+    return prod(shape) * (4 if is_router(name) else 2)
 
 
 def write_shard(file: Path, shard: dict[str, tuple[int, ...]], seed: int, first: int) -> None:
@@ -93,7 +84,7 @@ def write_shard(file: Path, shard: dict[str, tuple[int, ...]], seed: int, first:
     end = 0
     for name, shape in shard.items():
         start, end = end, end + nbytes(name, shape)
-        kind = "F32" if wide(name) else "BF16"
+        kind = "F32" if is_router(name) else "BF16"
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -111,7 +102,7 @@ def random_numbers(name: str, shape: tuple[int, ...], bits: np.random.SFC64) -> 
     count, rng = prod(shape), np.random.Generator(bits)
     if len(shape) == 1:
         yield float32_to_bfloat16(1 + np.float32(0.2) * rng.standard_normal(shape, np.float32))
-    elif wide(name):
+    elif is_router(name):
         yield rng.standard_normal(shape, np.float32) * np.float32(shape[-1] ** -0.5)
     else:
         size = 1.0 if "embed_tokens" in name else shape[-1] ** -0.5

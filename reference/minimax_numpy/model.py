@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from . import ops
 from .cache import Cache, held_positions
 from .checkpoint import load_weights, save_checkpoint
-from .config import MiniMaxConfig
+from .config import MiniMaxConfig, is_router
 from .generate import Generates
 from .inputs import check_cache, check_inputs, check_kept, check_labels, check_lm_head
 from .layers import Step, Weights, decoder_layer
@@ -279,8 +279,7 @@ def fresh_weights(config: MiniMaxConfig, head: str, seed: int, dtype: np.dtype) 
         else:
             fan_in = 1 if name == "model.embed_tokens.weight" else shape[-1]
             x = rng.standard_normal(shape, np.float32) * np.float32(fan_in**-0.5)
-        wide = name.endswith("mlp.gate.weight")
-        weights[name] = x.astype(np.promote_types(dtype, np.float32) if wide else dtype)
+        weights[name] = x.astype(np.promote_types(dtype, np.float32) if is_router(name) else dtype)
     return weights
 
 

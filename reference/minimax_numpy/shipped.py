@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .check.targets import optional
 from .checkpoint import save_checkpoint
-from .config import MiniMaxConfig
+from .config import MiniMaxConfig, is_router
+from .extras import optional
 from .model import fresh_weights
 from .trace import float32_to_bfloat16
 
@@ -32,7 +32,7 @@ def make(folder: Path = TINY) -> None:
     for name, x in weights.items():
         if x.ndim == 1:
             x = x + np.float32(0.2) * rng.standard_normal(x.shape, np.float32)
-        weights[name] = x if name.endswith("mlp.gate.weight") else float32_to_bfloat16(x)
+        weights[name] = x if is_router(name) else float32_to_bfloat16(x)
     save_checkpoint(folder, config, "MiniMaxForCausalLM", weights, max_shard_bytes=10**9)
     make_tokenizer(folder, config)
 

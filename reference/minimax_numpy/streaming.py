@@ -19,11 +19,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .checkpoint import STORED, Checkpoint, all_finite, plan_loading
-from .config import MiniMaxConfig
+from .config import MiniMaxConfig, is_router
 from .trace import round_to
 
 BLOCK = 16 * 2**20
 """Bytes of working memory for the rows read at a time, as stored and as computed; a single row may be larger."""
+NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""How safetensors calls each type."""
 
 
 class Rows(NamedTuple):
@@ -254,7 +256,7 @@ class Streamed(Mapping):
         parts, shape = self.plan[name], self.shapes[name]
         stored = self.checkpoint.entry(parts[0][0]).dtype
         change = None
-        if self.rounded and stored != NAMES[self.rounded] and not name.endswith("mlp.gate.weight"):
+        if self.rounded and stored != NAMES[self.rounded] and not is_router(name):
             change = self._round
         source = Source(self.checkpoint, self._scratch, change)
         dtype = kept_type(name, stored, self.dtype)
@@ -262,7 +264,7 @@ class Streamed(Mapping):
             return Stack(tuple(Matrix(source, rows, shape[2], dtype) for rows in rows_of_experts(parts, shape)))
         rows = shape[0] if len(shape) == 2 else 1
         matrix = Matrix(source, (Rows(parts[0][0], 0, rows),), shape[-1], dtype)
-        whole = len(shape) == 1 or name.endswith("mlp.gate.weight")
+        whole = len(shape) == 1 or is_router(name)
         return np.asarray(matrix).reshape(shape) if whole else matrix
 
     def again(self, dtype, rounded: str | None = None) -> "Streamed":
@@ -273,15 +275,11 @@ class Streamed(Mapping):
         return round_to(block, self.rounded or "float64")
 
 
-NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-"""How safetensors calls each type."""
-
-
 def kept_type(name: str, stored: str, dtype: np.dtype | None) -> np.dtype:
     """The type that a weight is computed in; routers are at least float32 where a type is asked for."""
     if dtype is None:
         return np.dtype(np.float32 if stored == "BF16" else STORED[stored])
-    return np.promote_types(dtype, np.float32) if name.endswith("mlp.gate.weight") else dtype
+    return np.promote_types(dtype, np.float32) if is_router(name) else dtype
 
 
 def rows_of_experts(parts: list[tuple[str, tuple]], shape: tuple[int, ...]) -> list[tuple[Rows, ...]]:

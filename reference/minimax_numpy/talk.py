@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .check.targets import optional
 from .checkpoint import write_whole
 from .config import MiniMaxConfig
-from .forecast import forecast
+from .extras import optional
+from .forecast import Forecast, forecast
 from .model import MiniMaxForCausalLM
 from .quantize import KINDS, check_kind
 from .text import Tokenizer
@@ -66,12 +66,7 @@ def run_generate(options) -> int:
     tokenizer = Tokenizer(options.checkpoint) if options.ids is None else None
     ids, mask = read_prompts(options, tokenizer)
     if options.stream_weights:
-        size = "float64" if options.dtype == "float64" else "float32"
-        n = 20 if options.max_new_tokens is None else options.max_new_tokens
-        config = MiniMaxConfig.from_pretrained(options.checkpoint)
-        rows, chunk = len(ids) * (options.num_beams or 1), options.prefill_chunk
-        told = forecast(options.checkpoint, config, ids.shape[1], n, rows=rows, chunk=chunk, dtype=size)
-        print(f"minimax-twin: {told}", file=sys.stderr)
+        print(f"minimax-twin: {foretell(options, ids)}", file=sys.stderr)
     model, wrap = load(options)
     arguments = {name: value for name in PASSED_ON if (value := getattr(options, name)) is not None}
     if stops is not None:
@@ -86,9 +81,10 @@ def run_generate(options) -> int:
     out = model.generate(wrap(ids), wrap(mask), **arguments)
     found, logprobs = out if options.logprobs else (out, None)
     eos = arguments.get("eos_token_id", model.config.eos_token_id)
+    stops = () if eos is None else np.atleast_1d(eos)
     results = []
     for r, row in enumerate(found.tolist()):
-        new = until_stop(row[ids.shape[1] :], () if eos is None else np.atleast_1d(eos))
+        new = until_stop(row[ids.shape[1] :], stops)
         result = {"prompt_ids": ids[r][mask[r]].tolist(), "ids": new}
         if tokenizer:
             result["text"] = tokenizer.decode(new)
@@ -102,6 +98,15 @@ def run_generate(options) -> int:
     finally:
         show(results, tokenizer)
     return 0
+
+
+def foretell(options, ids: np.ndarray) -> Forecast:
+    """What a streamed run will read and hold."""
+    rows, n = len(ids) * (options.num_beams or 1), 20 if options.max_new_tokens is None else options.max_new_tokens
+    dtype = "float64" if options.dtype == "float64" else "float32"
+    config = MiniMaxConfig.from_pretrained(options.checkpoint)
+    chunk = options.prefill_chunk
+    return forecast(options.checkpoint, config, ids.shape[1], n, rows=rows, chunk=chunk, dtype=dtype)
 
 
 def check_choices(options) -> None:
@@ -125,6 +130,7 @@ def check_choices(options) -> None:
 
 
 def flag(name: str) -> str:
+    """An option as it is typed."""
     return f"--{name.replace('_', '-')}"
 
 

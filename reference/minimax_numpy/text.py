@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from .check.targets import optional
+from .extras import optional
 
 ROLES = ("system", "user", "assistant")
 

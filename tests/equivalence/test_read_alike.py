@@ -23,6 +23,7 @@ ONLY_NUMPY = {
     "grad",
     "cli",
     "counts",
+    "extras",
     "inputs",
     "shipped",
     "text",

@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import ops
 from ..checkpoint import Checkpoint, layer_of
-from ..config import MiniMaxConfig
+from ..config import MiniMaxConfig, is_router
 from ..forecast import Forecast, forecast
 from ..model import MiniMaxForCausalLM
 from ..streaming import Streamed
@@ -338,8 +338,7 @@ def rounded(exact: MiniMaxForCausalLM | Layers, dtype: str) -> NumpyTarget:
     if isinstance(exact.weights, Streamed):
         return NumpyTarget(_over(exact, exact.weights.again(np.float32, dtype)))
     weights = {
-        name: (x if name.endswith("mlp.gate.weight") else round_to(x, dtype)).astype(np.float32)
-        for name, x in exact.weights.items()
+        name: (x if is_router(name) else round_to(x, dtype)).astype(np.float32) for name, x in exact.weights.items()
     }
     return NumpyTarget(MiniMaxForCausalLM(exact.config, dtype=np.float32, weights=weights))
 

@@ -17,6 +17,7 @@ import numpy as np
 from .. import ops
 from ..cache import Cache
 from ..checkpoint import read_tensors
+from ..extras import optional
 from ..model import MiniMaxForCausalLM
 from ..trace import recording
 from .partial import Layers
@@ -154,15 +155,6 @@ def _hooks():
     return optional("minimax_torch.hooks", "torch")
 
 
-def optional(module: str, extra: str):
-    """Import a module that comes with an extra; where it is absent, say how to get it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        told = f"{error.name} is not installed; pip install 'minimax-twin[{extra}]' brings it."
-        raise ModuleNotFoundError(told, name=error.name) from None
-
-
 def _by_name(name: str, path, dtype, device, stream, layers) -> Target:
     if name.endswith(".safetensors"):
         return RecordedTarget(name)
@@ -171,7 +163,7 @@ def _by_name(name: str, path, dtype, device, stream, layers) -> Target:
             raise ValueError(f"Against {name} the truth must be a checkpoint's folder; both sides load it.")
         if name == "minimax_torch":
             return _hooks().open_minimax_torch(path, dtype, device, stream, layers)
-        return getattr(_hooks(), f"open_{name}")(path, dtype, device)
+        return _hooks().open_transformers(path, dtype, device)
     factory = load_object(name)
     with blaming(name):
         other = factory(path)
