@@ -62,15 +62,15 @@ def add_options(sub: ArgumentParser) -> None:
 def run_generate(options) -> int:
     """Continue ids, a text or a chat: greedily, by drawing or with beams."""
     check_choices(options)
-    stops = None if options.eos is None else tuple(numbers(options.eos, "--eos"))
+    given = None if options.eos is None else tuple(numbers(options.eos, "--eos"))
     tokenizer = Tokenizer(options.checkpoint) if options.ids is None else None
     ids, mask = read_prompts(options, tokenizer)
     if options.stream_weights:
         print(f"minimax-twin: {foretell(options, ids)}", file=sys.stderr)
     model, wrap = load(options)
     arguments = {name: value for name in PASSED_ON if (value := getattr(options, name)) is not None}
-    if stops is not None:
-        arguments["eos_token_id"] = stops
+    if given is not None:
+        arguments["eos_token_id"] = given
     if options.prefill_chunk is not None:
         arguments["progress"] = tell_progress
     if options.stream:
