@@ -1,7 +1,7 @@
 """Twin of `minimax_numpy.cache`: same names, same order, on tensors. What is the same for both is the reference's."""
 
-import copy
 import os
+from typing import Any
 from weakref import WeakSet
 
 import minimax_numpy.cache as reference
@@ -26,7 +26,8 @@ def held_positions(lengths: Lengths, window: int) -> Int[Tensor, "B J"]:
 class SoftmaxMemory:
     """Twin of [SoftmaxMemory][minimax_numpy.cache.SoftmaxMemory].
 
-    While gradients flow, each call writes into a copy, so that an earlier call's graph stays whole.
+    While gradients flow, each call writes into a copy, so that an earlier call's graph stays whole; so does the first
+    one after ``torch.inference_mode``, whose tensors are not written to outside of it.
     """
 
     def __init__(self, window: int | None = None):
@@ -53,9 +54,19 @@ class SoftmaxMemory:
 
     def fork(self) -> "SoftmaxMemory":
         """Another memory of the same past, in the same slots until either writes over what the other reads."""
-        other = copy.copy(self)
+        other = SoftmaxMemory(self.window)
+        other._slots, other._lengths, other._used = self._slots, self._lengths, self._used
+        other._readers = self._readers
         self._readers.add(other)
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What `copy.deepcopy` and `pickle` take: slots of its own, which nobody else reads."""
+        slots = None if self._slots is None else self._slots[:, :, :, : self._used].clone()
+        return {"window": self.window, "_slots": slots, "_lengths": self._lengths, "_used": self._used}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _readers=WeakSet((self,)))
 
     def reorder(self, rows: Int[Tensor, "rows"]) -> None:
         """Remember these rows' past instead, in this order."""
@@ -98,6 +109,8 @@ class SoftmaxMemory:
     def _room(self, longest: int, before: Lengths, like: Float[Tensor, "B G T d"]) -> Float[Tensor, "2 B G capacity d"]:
         needed, capacity = self._needed(longest), 0 if self._slots is None else self._slots.shape[3]
         in_place = not like.requires_grad and not self._overwrites(before)
+        if self._slots is not None and self._slots.is_inference():
+            in_place = in_place and torch.is_inference_mode_enabled()
         if self._slots is not None and needed <= capacity and in_place:
             return self._slots
         B, G, _, d = like.shape

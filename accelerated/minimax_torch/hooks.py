@@ -207,7 +207,7 @@ class Layers(Pretrained):
     head = "MiniMaxForCausalLM"
 
     def __init__(self, path: str | os.PathLike, layers: Collection[int], dtype: torch.dtype, device: torch.device):
-        self.layers = sorted(layers)
+        self.layers = sorted(set(layers))
         super().__init__(MiniMaxConfig.from_pretrained(path), seed=None)
         self._stream(Streamed(path, self.config, self.head, dtype, self.layers, device))
 

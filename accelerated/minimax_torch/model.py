@@ -102,7 +102,7 @@ class Pretrained(nn.Module):
 
     @classmethod
     def from_reference(cls, model: reference.MiniMaxModel, dtype: torch.dtype | None = None, device=None, **kwargs):
-        """The twin of a NumPy model: the same weights, copied."""
+        """The twin of a NumPy model: the same weights, copied, and nothing by chance until ``train()`` is called."""
         if model.head != cls.head:
             raise ValueError(f"The model is a {model.head}; its twin is minimax_torch.{model.head}.")
         twin = cls(model.config, seed=None, **kwargs)
@@ -111,7 +111,7 @@ class Pretrained(nn.Module):
             for name, x in model.weights.items()
         }
         twin._take(weights, dtype, check_device(device))
-        return twin
+        return twin.eval()
 
     @classmethod
     def from_pretrained(
@@ -135,9 +135,9 @@ class Pretrained(nn.Module):
         model = cls(config, seed=None, attn_implementation=attn_implementation)
         if stream:
             model._stream(Streamed(path, config, cls.head, dtype, device=device))
-            return model
+            return model.eval()
         model._take(load_weights(path, config, cls.head, dtype, quantization, lm_head_dtype, device), None, device)
-        return model
+        return model.eval()
 
     def save_pretrained(self, path: str | os.PathLike, max_shard_bytes: int = 5 * 10**9) -> None:
         """Twin of [save_pretrained][minimax_numpy.model.MiniMaxModel.save_pretrained]."""
@@ -173,7 +173,8 @@ class MiniMaxModel(Pretrained):
     ) -> ModelOutput:
         """Twin of the call of [MiniMaxModel][minimax_numpy.model.MiniMaxModel]."""
         check_inputs(self.config, input_ids, attention_mask, position_ids, inputs_embeds, cu_seqlens)
-        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
+        ids = None if input_ids is None else input_ids.long()
+        x = self.embed_tokens(ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
         mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
         if cache is not None:
             check_cache(self.config, cache, x, cu_seqlens)

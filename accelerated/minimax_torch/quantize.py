@@ -7,6 +7,7 @@ stood (`replace_parameter`): torch functions take it for the matrix that it is, 
 from collections.abc import Callable
 from functools import cache
 from math import prod
+from operator import index
 from typing import SupportsIndex
 
 import minimax_numpy.quantize as reference
@@ -89,8 +90,10 @@ class Quantized(nn.Module):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        wide = (x.dequantize() if isinstance(x, Quantized) else x for x in args)
-        return function(*wide, **(kwargs or {}))
+        def wide(x):
+            return x.dequantize() if isinstance(x, Quantized) else x
+
+        return function(*map(wide, args), **{name: wide(x) for name, x in (kwargs or {}).items()})
 
     def __iter__(self):
         return (self[expert] for expert in range(len(self)))
@@ -98,7 +101,8 @@ class Quantized(nn.Module):
     def __getitem__(self, expert: SupportsIndex) -> "Quantized":
         if self.ndim != 3:
             raise TypeError("A quantised matrix has no rows to pick; dequantize() it first.")
-        return Quantized(self.kind, self.shape[1:], self.dtype, {name: x[expert] for name, x in self.parts.items()})
+        e = index(expert)  # one, never a slice of them
+        return Quantized(self.kind, self.shape[1:], self.dtype, {name: x[e] for name, x in self.parts.items()})
 
     def __setitem__(self, expert: SupportsIndex, matrix: "Quantized") -> None:
         for name, x in self.parts.items():

@@ -556,8 +556,10 @@ def as_quantization(config) -> tuple[str | None, torch.dtype | None]:
         return None, None
     if isinstance(config, dict):
         config = transformers.BitsAndBytesConfig.from_dict(config)
-    if not isinstance(config, transformers.BitsAndBytesConfig):
-        raise TypeError(f"quantization_config is {config!r}; give a BitsAndBytesConfig(load_in_4bit=True).")
+    if not isinstance(config, transformers.BitsAndBytesConfig) or not (config.load_in_4bit or config.load_in_8bit):
+        told = config if isinstance(config, bool | str) else type(config).__name__
+        asked = "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4') or (load_in_8bit=True)"
+        raise TypeError(f"quantization_config is {told!r}, which asks for no bits; give a {asked}.")
     left_out = set(config.llm_int8_skip_modules or ()) - {"lm_head"}
     if left_out or config.llm_int8_has_fp16_weight:
         raise ValueError(

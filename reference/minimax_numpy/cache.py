@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakSet
+from weakref import ReferenceType, WeakSet, ref
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -89,9 +89,18 @@ class SoftmaxMemory:
 
     def fork(self) -> "SoftmaxMemory":
         """Another memory of the same past, in the same slots until either writes over what the other reads."""
-        other = copy.copy(self)
+        other = SoftmaxMemory(self.window)
+        other._slots, other._lengths, other._readers = self._slots, self._lengths, self._readers
         self._readers.add(other)
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What `copy.deepcopy` and `pickle` take: slots of its own, which nobody else reads."""
+        slots = None if self._slots is None else self._slots[:, :, :, : self._used].copy()
+        return {"window": self.window, "_slots": slots, "_lengths": self._lengths}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _readers=WeakSet((self,)))
 
     def reorder(self, rows: Int[np.ndarray, "rows"]) -> None:
         """Remember these rows' past instead, in this order."""
@@ -191,7 +200,7 @@ class Cache:
             for kind in config.layer_types
         ]
         self.whole = True  # False in the midst of a call
-        self._snapshots: WeakSet[Snapshot] = WeakSet()
+        self._snapshots: list[ReferenceType[Snapshot]] = []  # of this past, from the first to the last
 
     @property
     def nbytes(self) -> int:
@@ -219,13 +228,17 @@ class Cache:
         """An independent cache of the same past; what they share is copied when either writes over it."""
         check_whole(self)
         other = copy.copy(self)
-        other.layers, other._snapshots = [layer.fork() for layer in self.layers], WeakSet()
+        other.layers, other._snapshots = [layer.fork() for layer in self.layers], []
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the snapshots, which are of this very cache."""
+        return {**vars(self), "_snapshots": []}
 
     def snapshot(self) -> Snapshot:
         """This moment, for `restore`."""
         snapshot = Snapshot(self)
-        self._snapshots.add(snapshot)
+        self._snapshots = [known for known in self._snapshots if known() is not None] + [ref(snapshot)]
         return snapshot
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -235,17 +248,21 @@ class Cache:
         """
         if snapshot.owner is not self:
             raise ValueError("The snapshot is of another cache; restore it there, or take a fork of that one.")
-        moment = snapshot.held.fork()
+        known, moment = [known() for known in self._snapshots], snapshot.held.fork()
+        # what was kept after that moment is of another past than the one to come
+        self._snapshots = self._snapshots[: known.index(snapshot)] if snapshot in known else []
+        self._snapshots.append(ref(snapshot))
         self.lengths, self.layers, self.dtype, self.whole = moment.lengths, moment.layers, moment.dtype, True
 
     def crop(self, length: int) -> None:
-        """Go back to where every row had this many tokens, if a snapshot taken there is still held.
+        """Go back to where every row had this many tokens, if a snapshot taken there on the way here is still held.
 
         Raises ValueError where there is none: a state is a sum, and a token cannot be taken out of it again.
         """
         if (self.lengths == length).all() and self.whole:
             return
-        snapshot = next((s for s in self._snapshots if (s.lengths == length).all()), None)
+        held = (snapshot for known in reversed(self._snapshots) if (snapshot := known()) is not None)
+        snapshot = next((s for s in held if (s.lengths == length).all()), None)
         if snapshot is None:
             raise ValueError(
                 f"No snapshot of this cache at length {length} is held, and a lightning state is a sum that no token "

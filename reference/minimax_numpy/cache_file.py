@@ -16,6 +16,8 @@ from .checkpoint import all_finite, read_metadata, read_tensors, save_tensors, w
 from .config import LIGHTNING, MiniMaxConfig
 from .shapes import Lengths
 
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+
 
 def save_cache(path: str | os.PathLike, cache: Any, dtype: str, as_array: Callable[[Any], np.ndarray]) -> None:
     """Write a cache of either package; ``as_array`` makes an array of what it holds, bfloat16 as its bits."""
@@ -41,6 +43,10 @@ def read_cache(path: str | os.PathLike) -> tuple[MiniMaxConfig, str | None, Leng
         if json.loads(json.dumps(config.to_dict())) != values:
             raise ValueError("its configuration is not one that was saved")
         lengths, dtype = tensors.pop("lengths"), told["dtype"] if told["dtype"] != "None" else None
+        if dtype not in (None, *DTYPES):
+            raise ValueError(f"its dtype is {dtype!r}")
+        if lengths.ndim != 1 or lengths.dtype != np.int64 or lengths.min() < 0:
+            raise ValueError("its lengths are not the lengths of rows")
         layers = [_layer_tensors(config, i, lengths, tensors, dtype) for i in range(config.num_hidden_layers)]
         if tensors:
             raise ValueError(f"it holds {sorted(tensors)[0]!r}, which no layer has")
@@ -59,7 +65,10 @@ def _layer_tensors(config: MiniMaxConfig, i: int, lengths: Lengths, tensors: dic
     if config.layer_types[i] != LIGHTNING:
         shape = dict.fromkeys(("keys", "values"), (len(lengths), G, longest, d))
     found = {name: tensors.pop(f"layers.{i}.{name}") for name in shape}
+    held = np.dtype("float32" if dtype == "bfloat16" else dtype)
     for name, x in found.items():
+        if x.dtype != (np.promote_types(held, np.float32) if name == "state" else held):
+            raise ValueError(f"layers.{i}.{name} is {x.dtype}, which is no memory of a model in {dtype}")
         if x.shape != shape[name]:
             raise ValueError(f"layers.{i}.{name} has shape {list(x.shape)}, not {list(shape[name])}")
         if not all_finite(x):

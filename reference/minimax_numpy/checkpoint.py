@@ -456,10 +456,12 @@ def save_tensors(file: Path, tensors: Mapping[str, np.ndarray], metadata: dict[s
 
 
 def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
-    """Let ``write(file)`` fill a file under another name, then rename it: whole or not at all."""
-    path = Path(path)
+    """Let ``write(file)`` fill a file under another name, then rename it: whole or not at all. A link stays one."""
+    path = Path(os.path.realpath(path))
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent}; make it first.")
+    if path.exists() and not path.is_file():  # a device would be renamed over, too
+        raise ValueError(f"{path} is a folder or a device; give a file.")
     with drafting(path.parent) as draft:
         write(draft(path.name))
 

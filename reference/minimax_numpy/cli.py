@@ -1,6 +1,7 @@
 """The command line: ``minimax-twin demo · crosscheck · golden · generate · inspect · make · bench``.
 
-Exit status: 0 the same (or done), 1 different, 2 bad input, told in one sentence, 130 interrupted.
+Exit status: 0 the same (or done), 1 different, 2 bad input, told in one sentence, 130 interrupted, 141 not read to
+the end.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from .quantize import KINDS
 from .shipped import TINY
 from .talk import DTYPES, add_options, numbers, run_generate
 
-OK, DIFFERENT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, DIFFERENT, BAD_INPUT, INTERRUPTED, UNREAD = 0, 1, 2, 130, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,9 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_options(options)
         with warnings.catch_warnings():
             warnings.showwarning = tell_warning
-            return options.run(options)
+            status = options.run(options)
+            sys.stdout.flush()  # now, while an error can be told
+            return status
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read, as head does, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
     except Exception as error:  # a traceback would exit 1, which says "different"
         print(f"minimax-twin: {sentence(error)}", file=sys.stderr)
         return BAD_INPUT
@@ -80,8 +86,10 @@ def check_target(file: Path, option: str) -> None:
     """A file can be written only where its folder is, and not over a folder."""
     if not file.parent.is_dir():
         raise FileNotFoundError(f"{option} is {str(file)!r}; there is no folder {file.parent}, so make it first.")
-    if file.is_dir():
-        raise IsADirectoryError(f"{option} is {str(file)!r}, which is a folder; give a file.")
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{option} is {str(file)!r}, which is a folder or a device; give a file.")
+    if not os.access(file.parent, os.W_OK):
+        raise PermissionError(f"{option} is {str(file)!r}; nothing can be written to its folder, so give another one.")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -187,7 +195,7 @@ def run_crosscheck(options) -> int:
         name = options.against if options.against != "minimax_torch" else f"minimax_torch.ops:{options.op}"
         report = check_op(options.op, load_object(name), dtype=options.dtype or "float64", seed=options.seed)
     else:
-        layers = None if options.layers is None else numbers(options.layers, "--layers")
+        layers = None if options.layers is None else sorted(set(numbers(options.layers, "--layers")))
         part = bool(layers) and bool(Checkpoint(options.checkpoint).absent())  # is streamed without being told to
         if options.stream_weights or (part and options.against == "minimax_torch"):
             asked = (options.dtype, options.length, options.decode, layers, options.against)
@@ -203,11 +211,13 @@ def run_crosscheck(options) -> int:
 
 def tell(report: Report, options) -> int:
     """Print a report, write what was asked for, and turn its verdict into an exit status."""
-    print(report)
-    if options.json:
-        report.to_json(options.json)
-    if options.plot:
-        report.plot(options.plot)
+    try:
+        if options.json:
+            report.to_json(options.json)
+        if options.plot:
+            report.plot(options.plot)
+    finally:  # the files before the table, which may be read by somebody who stops; the table whatever becomes of them
+        print(report)
     return OK if report.ok else DIFFERENT
 
 
@@ -230,7 +240,7 @@ def run_inspect(options) -> int:
     if options.length < 1:
         raise ValueError(f"--length is {options.length}; it must be at least 1.")
     if options.layers is not None:
-        print(describe_shards(Checkpoint(options.checkpoint), numbers(options.layers, "--layers")))
+        print(describe_shards(Checkpoint(options.checkpoint), sorted(set(numbers(options.layers, "--layers")))))
         return OK
     if str(options.checkpoint) == "text-01":
         print(describe(MiniMaxConfig.text_01(), options.length, quantization=options.quantization))

@@ -165,7 +165,7 @@ class Session:
         progress: Callable[[int, int], None] | None,
     ):
         check_inputs(model.config, input_ids, attention_mask, None, None, None)
-        self.prompt = as_array(input_ids)
+        self.prompt = check_room(as_array(input_ids), model.config.vocab_size)
         mask = np.ones(self.prompt.shape, bool) if attention_mask is None else as_array(attention_mask).astype(bool)
         self.mask, some = mask, mask.any(axis=1)
         if not some.all():
@@ -175,7 +175,7 @@ class Session:
         if prefill_chunk is not None and prefill_chunk < 1:
             raise ValueError(f"prefill_chunk is {prefill_chunk}; a piece of the prompt has at least one column.")
         eos = model.config.eos_token_id if eos_token_id is None else eos_token_id
-        self.stops = np.unique(np.asarray(() if eos is None else eos, np.int64))
+        self.stops = check_stops(eos)
         self.model, self.choose, self.max_new_tokens = model, choose, max_new_tokens
         self.prefill_chunk, self.progress = prefill_chunk, progress
         self.cache = cache or model.empty_cache(len(self.prompt))
@@ -262,7 +262,9 @@ def sample(
     [1, 1, 2, 2, 0]
     """
     order = np.argsort(-logits, axis=-1, kind="stable")[:, :top_k]  # equals: the lowest id first
-    p = softmax(np.take_along_axis(logits, order, axis=-1).astype(np.float64) / temperature)
+    chosen = np.take_along_axis(logits, order, axis=-1).astype(np.float64)
+    with np.errstate(over="ignore"):  # a temperature near 0 leaves the likeliest alone
+        p = softmax((chosen - chosen[:, :1]) / temperature)
     if top_p is not None:
         p = np.where(np.cumsum(p, axis=-1) - p < top_p, p, 0)  # what comes before a token, so the first always stays
     reached = np.cumsum(p, axis=-1)
@@ -366,16 +368,33 @@ def check_beams(num_beams: int, do_sample: bool, length_penalty: float) -> None:
         raise ValueError(f"num_beams is {num_beams}; there is at least one.")
     if num_beams > 1 and do_sample:
         raise ValueError("Beams look for the likeliest text and draw nothing; give num_beams or do_sample, not both.")
-    if not np.isfinite(length_penalty):
-        raise ValueError(f"length_penalty is {length_penalty}; it must be a number.")
+    if not abs(length_penalty) <= 50:  # beyond it, n^penalty of a long text is no float
+        raise ValueError(f"length_penalty is {length_penalty}; it must be from −50 to 50.")
 
 
 def check_logits(logits: Float[np.ndarray, "B V"]) -> Float[np.ndarray, "B V"]:
-    """Refuse logits that are not numbers: nothing can be chosen by them."""
-    lost = np.isnan(logits).any(axis=1)
+    """Refuse logits that are not numbers, or too large for their type: nothing can be chosen by them."""
+    lost = ~np.isfinite(logits.max(axis=1))  # NaN comes through; a single −∞ is a token that has no chance
     if lost.any():
-        raise ValueError(f"The logits of row {int(lost.argmax())} are NaN; its weights or its type are at fault.")
+        raise ValueError(
+            f"The logits of row {int(lost.argmax())} are NaN or infinite; its weights or its type are at fault."
+        )
     return logits
+
+
+def check_stops(eos: Any) -> Int[np.ndarray, "stops"]:
+    """The stops, each once; refuses what is no whole number."""
+    stops = np.unique(np.asarray(() if eos is None else eos))
+    if stops.size and stops.dtype.kind not in "iu":
+        raise ValueError(f"eos_token_id is {eos!r}; stops are whole numbers.")
+    return stops.astype(np.int64)
+
+
+def check_room(ids: TokenIds, vocab_size: int) -> TokenIds:
+    """Refuse ids of a type in which not every id of the vocabulary has room: what is generated would wrap around."""
+    if np.iinfo(ids.dtype).max < vocab_size - 1:
+        raise ValueError(f"input_ids has dtype {ids.dtype}, which cannot hold every id of this model; give int64.")
+    return ids
 
 
 def warn_of_length(config: MiniMaxConfig, length: int) -> None:

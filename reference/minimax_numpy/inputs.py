@@ -12,6 +12,8 @@ def check_inputs(config, input_ids, attention_mask, position_ids, inputs_embeds,
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Give input_ids or inputs_embeds, one of the two.")
     x, name = (input_ids, "input_ids") if inputs_embeds is None else (inputs_embeds, "inputs_embeds")
+    if not hasattr(x, "ndim"):
+        raise ValueError(f"{name} is a {type(x).__name__}; give an array, or a tensor to a model of tensors.")
     if x.ndim != (2 if inputs_embeds is None else 3):
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}; it should be {'[B, T]' if x is input_ids else '[B, T, D]'}."
@@ -23,8 +25,9 @@ def check_inputs(config, input_ids, attention_mask, position_ids, inputs_embeds,
     if input_ids is not None:
         if "int" not in str(x.dtype):
             raise ValueError(f"input_ids has dtype {x.dtype}; token ids are integers.")
-        if x.min() < 0 or x.max() >= config.vocab_size:
-            wrong = int(x.min()) if x.min() < 0 else int(x.max())
+        low, high = int(x.min()), int(x.max())  # as numbers: a narrow type would wrap what it is compared with
+        if low < 0 or high >= config.vocab_size:
+            wrong = low if low < 0 else high
             raise ValueError(f"Token id {wrong} is out of range; this model knows 0 … {config.vocab_size - 1}.")
     for name, other in (("attention_mask", attention_mask), ("position_ids", position_ids)):
         if other is not None and tuple(other.shape) != tuple(x.shape[:2]):

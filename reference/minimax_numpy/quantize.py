@@ -23,6 +23,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from math import prod
+from operator import index
 from typing import SupportsIndex
 
 import numpy as np
@@ -124,7 +125,8 @@ class Quantized:
     def __getitem__(self, expert: SupportsIndex) -> "Quantized":
         if self.ndim != 3:
             raise TypeError("A quantised matrix has no rows to pick; dequantize() it first.")
-        return Quantized(self.kind, self.shape[1:], self.dtype, {name: x[expert] for name, x in self.parts.items()})
+        e = index(expert)  # one, never a slice of them
+        return Quantized(self.kind, self.shape[1:], self.dtype, {name: x[e] for name, x in self.parts.items()})
 
     def __setitem__(self, expert: SupportsIndex, matrix: "Quantized") -> None:
         for name, x in self.parts.items():

@@ -49,6 +49,9 @@ class Scratch(threading.local):
     def __init__(self):
         self.memory = np.empty(0, np.uint8)
 
+    def __reduce__(self):
+        return Scratch, ()  # a copy of a model takes its own
+
     def arrays(self, shape: tuple[int, ...], dtypes: list[np.dtype]) -> list[np.ndarray]:
         """An array for each dtype, side by side; whatever an earlier call returned is overwritten."""
         sizes = [prod(shape) * dtype.itemsize for dtype in dtypes]

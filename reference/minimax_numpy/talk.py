@@ -12,7 +12,7 @@ from .config import MiniMaxConfig
 from .extras import optional
 from .forecast import Forecast, forecast
 from .model import MiniMaxForCausalLM
-from .quantize import KINDS
+from .quantize import KINDS, check_kind
 from .text import Tokenizer
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -62,14 +62,15 @@ def add_options(sub: ArgumentParser) -> None:
 def run_generate(options) -> int:
     """Continue ids, a text or a chat: greedily, by drawing or with beams."""
     check_choices(options)
+    given = None if options.eos is None else tuple(numbers(options.eos, "--eos"))
     tokenizer = Tokenizer(options.checkpoint) if options.ids is None else None
     ids, mask = read_prompts(options, tokenizer)
     if options.stream_weights:
         print(f"minimax-twin: {foretell(options, ids)}", file=sys.stderr)
     model, wrap = load(options)
     arguments = {name: value for name in PASSED_ON if (value := getattr(options, name)) is not None}
-    if options.eos is not None:
-        arguments["eos_token_id"] = tuple(numbers(options.eos, "--eos"))
+    if given is not None:
+        arguments["eos_token_id"] = given
     if options.prefill_chunk is not None:
         arguments["progress"] = tell_progress
     if options.stream:
@@ -90,10 +91,12 @@ def run_generate(options) -> int:
         if logprobs is not None:
             result["logprobs"] = logprobs[r].tolist()[: len(new)]
         results.append(result)
-    show(results, tokenizer)
-    if options.json:
-        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-        write_whole(options.json, lambda file: file.write_text(text, encoding="utf-8"))
+    try:
+        if options.json:
+            text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+            write_whole(options.json, lambda file: file.write_text(text, encoding="utf-8"))
+    finally:
+        show(results, tokenizer)
     return 0
 
 
@@ -121,6 +124,7 @@ def check_choices(options) -> None:
     for name in ("num_beams", "logprobs", "json"):
         if "stream" in given and name in given:
             raise ValueError(f"--stream and {flag(name)} exclude each other: {flag(name)} needs the whole answer.")
+    check_kind(options.quantization, options.stream_weights)
     if options.dtype == "bfloat16" and not options.twin:
         raise ValueError("NumPy has no bfloat16; give another --dtype, or --twin.")
 

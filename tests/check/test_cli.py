@@ -1,13 +1,16 @@
 """The command line: exit status 0, 1 or 2, and one sentence where the input is bad."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from minimax_numpy import MiniMaxConfig
+from minimax_numpy.checkpoint import write_whole
 from minimax_numpy.cli import main
 from minimax_numpy.counts import quantized_bytes
 from minimax_numpy.shipped import TINY
@@ -123,6 +126,27 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_run(option, file,
     monkeypatch.setattr("minimax_numpy.cli.crosscheck", pytest.fail)
     assert run("crosscheck", option, file) == 2
     assert capsys.readouterr().err.startswith(f"minimax-twin: {option} is '{file}'")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such file")
+def test_a_device_is_not_renamed_over(capsys, tmp_path):
+    """A pipe, or /dev/null of somebody who may do anything, is what it was; of a link the file is written."""
+    os.mkfifo(tmp_path / "pipe")
+    assert run("generate", "--ids", "1", "--json", tmp_path / "pipe") == 2
+    assert "a device" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="a device"):
+        write_whole(tmp_path / "pipe", Path.touch)
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link").symlink_to("file")
+    assert run("generate", "--ids", "1", "--json", tmp_path / "link") == 0
+    assert (tmp_path / "link").is_symlink() and "ids" in (tmp_path / "file").read_text()
+
+
+def test_a_folder_that_takes_no_files_is_refused_before_the_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("minimax_numpy.cli.crosscheck", pytest.fail)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert run("crosscheck", "--json", tmp_path / "x.json") == 2
+    assert "nothing can be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

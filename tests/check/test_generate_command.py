@@ -95,6 +95,33 @@ def test_results_are_written_as_json(told, tmp_path):
     assert first["ids"] == continued(first["prompt_ids"], max_new_tokens=5)[0]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows tells a closed pipe in its own way")
+def test_a_reader_who_stops_is_no_bad_input(tmp_path):
+    """Nothing is said about it, and the file that was asked for is there."""
+    command = [sys.executable, "-m", "minimax_numpy.cli", "generate", "--ids", "1", "--max-new-tokens", "3"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [*command, "--json", tmp_path / "x.json"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+    assert json.loads((tmp_path / "x.json").read_text())
+
+
+def test_results_that_cannot_be_kept_are_shown(capsys, monkeypatch, tmp_path):
+    """A disk that fills takes the file, not the answer."""
+
+    def fills(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("minimax_numpy.talk.write_whole", fills)
+    assert run("--ids", "1,77", "--max-new-tokens", 3, "--json", tmp_path / "x.json") == 2
+    out, error = capsys.readouterr()
+    assert out == ",".join(map(str, continued([1, 77], max_new_tokens=3)[0])) + "\n"
+    assert error == "minimax-twin: No space left on device\n"
+
+
 def test_seeds_give_the_same_tokens_in_both_twins(told):
     draw = ("--ids", "1,77,105;1,5", "--do-sample", "--top-k", 50, "--max-new-tokens", 12)
     ours = told(*draw, "--seed", 3)
@@ -152,7 +179,7 @@ def test_tokens_are_shown_as_they_come(monkeypatch):
     monkeypatch.setattr(MiniMaxForCausalLM, "stream", stream)
     monkeypatch.setattr(sys, "stdout", Out())
     assert run("--ids", 1, "--stream") == 0
-    assert shown == ["5", ",6", ",7"]
+    assert shown == ["5", ",6", ",7", "\n"]
 
 
 def test_long_prompts_tell_how_far_they_are(capsys):
@@ -225,6 +252,8 @@ BAD = {
     "a stream of two rows": ["--ids", "1;2", "--stream"],
     "a folder that is not there for the results": ["--ids", "1", "--json", "no/x.json"],
     "a negative seed": ["--ids", "1", "--do-sample", "--seed", "-1"],
+    "streamed weights in few bits": ["--ids", "1", "--stream-weights", "--quantization", "nf4"],
+    "a stop that is no id, and streamed weights": ["--ids", "1", "--stream-weights", "--eos", "x"],
 }
 CHATS = {
     "chat.json": '[{"role": "system", "content": "x"}, {"role": "user", "content": "x"}]',

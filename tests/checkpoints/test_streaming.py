@@ -1,6 +1,8 @@
 """Streaming: a model whose weights stay on disk is the same model, and reads and holds no more than was said."""
 
+import copy
 import json
+import pickle
 import tracemalloc
 from dataclasses import replace
 
@@ -143,6 +145,12 @@ def test_it_goes_on_from_a_cache(side, folder):
     cache = side.cache(CONFIG, 2)
     cuts = [answer(side, model, IDS[:, part], cache=cache) for part in (slice(0, 5), slice(5, 6), slice(6, 11))]
     assert_same(np.concatenate([array(x) for x in cuts], axis=1), MODEL(IDS).logits)
+
+
+@both
+@pytest.mark.parametrize("through", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copied", "pickled"])
+def test_a_copy_reads_the_same_shards(side, through, folder):
+    assert_same(answer(side, through(streamed(side, folder)), IDS), MODEL(IDS).logits)
 
 
 @both

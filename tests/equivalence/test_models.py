@@ -242,6 +242,19 @@ def test_a_tied_head_is_one_tensor():
     assert len(list(model.parameters())) == len(model.weights)
 
 
+def test_a_loaded_model_does_nothing_by_chance(tmp_path):
+    """The reference knows no training, so until it is trained the twin's router is not jittered either."""
+    reference = lively(small(LIGHTNING, router_jitter_noise=0.5))
+    reference.save_pretrained(tmp_path)
+    ids = prompts(reference.config, 2, 9)
+    for options in ({}, {"stream": True}):
+        assert_same(
+            TORCH.ask(type(TORCH.model(reference)).from_pretrained(tmp_path, **options), ids).logits,
+            reference(ids).logits,
+        )
+    assert_same(TORCH.call(reference, ids).logits, reference(ids).logits)
+
+
 def test_jitter_touches_the_router_and_nothing_else():
     """In training the router's input is shaken, the residual and the experts' input are not; in eval nobody is."""
     config = small(LIGHTNING, router_jitter_noise=0.5, num_experts_per_tok=6)  # all experts: only weights can change

@@ -228,6 +228,24 @@ def test_a_quantised_module_moves_with_its_scales_as_they_are(kind, tmp_path):
     np.testing.assert_array_equal(TORCH.ask(model, ids).logits, want)
 
 
+@both
+@every_kind
+def test_a_stack_gives_one_expert_at_a_time(side, kind):
+    """A slice of it would go on with the scales of other rows, where its matrices are square."""
+    stack = side.package.quantize.quantize(side.wrap(np.random.default_rng(0).standard_normal((3, 4, 4))), kind)
+    np.testing.assert_array_equal(array(stack[-1].dequantize()), array(stack.dequantize())[2])
+    for several in (slice(2), [0, 1]):
+        with pytest.raises(TypeError):
+            stack[several]
+
+
+def test_functions_of_torch_take_it_by_name_too():
+    q, x = TORCH.package.quantize.quantize(torch.randn(6, 5), "nf4"), torch.randn(2, 5)
+    wanted = torch.nn.functional.linear(x, q.dequantize())
+    for found in (torch.nn.functional.linear(x, q), torch.nn.functional.linear(x, weight=q)):
+        np.testing.assert_array_equal(found, wanted)
+
+
 def test_gradients_pass_through_quantised_weights(tmp_path):
     """Codes do not learn; what comes before them may."""
     saved(tmp_path, CONFIG)

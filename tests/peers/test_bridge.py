@@ -778,6 +778,7 @@ def test_calls_that_are_refused(model, asked, fragment):
 
 REFUSED_LOADS = {
     "no configuration of quantisation": ({"quantization_config": True}, "BitsAndBytesConfig"),
+    "no bits asked for": ({"quantization_config": {"bnb_4bit_quant_type": "nf4"}}, "no bits"),
     "fp4": ({"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}}, "nf4"),
     "an unknown type": ({"dtype": torch.int8}, "int8"),
     "a way to attend that is not installed": ({"attn_implementation": "flash_attention_2"}, "flash_attention_2"),

@@ -1,7 +1,9 @@
 """A cache is the past, whatever was done with it: cut, forked, gone back in, reordered, saved. In both packages."""
 
+import copy
 import gc
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -179,6 +181,57 @@ def test_cropping_needs_a_snapshot(side, model):
 
 
 @both
+@every_model
+def test_cropping_stays_on_the_way_that_was_gone(side, model):
+    """Two guesses of one length, both kept: a crop goes back to the one that is this past, never to the other."""
+    ids, guesses = prompts(model.config, 1, 5), [prompts(model.config, 1, 3, seed=seed) for seed in (1, 2)]
+    cache = side.cache(model.config, 1)
+    show(side, model, cache, ids)
+    start, kept = cache.snapshot(), []
+    for guess in guesses:
+        cache.restore(start)
+        show(side, model, cache, guess)
+        kept.append(cache.snapshot())
+    ends = [side.call(model, np.concatenate([ids, guess], axis=1), use_cache=True).cache for guess in guesses]
+    for i in (1, 0):
+        cache.restore(kept[i])
+        show(side, model, cache, prompts(model.config, 1, 2))
+        cache.crop(8)
+        assert_same_cache(cache, ends[i])
+    cache.restore(start)
+    with pytest.raises(ValueError, match="length 8"):
+        cache.crop(8)
+
+
+@both
+@every_model
+@pytest.mark.parametrize("through", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copied", "pickled"])
+def test_copies_share_nothing(side, model, through):
+    """A cache, its fork and a fork of the copy are deep-copied or pickled together, and then go their own ways."""
+    ids, cache = prompts(model.config, 1, 4), side.cache(model.config, 1)
+    for part in (ids[:, :3], ids[:, 3:]):  # the second leaves room for more
+        show(side, model, cache, part)
+    first, second = through([cache, cache.fork()])
+    for n, mine in enumerate([*(many := [first, second, first.fork(), cache]), *many]):
+        show(side, model, mine, prompts(model.config, 1, 1, seed=n))
+    for n, mine in enumerate(many):
+        text = np.concatenate([ids, *(prompts(model.config, 1, 1, seed=seed) for seed in (n, n + 4))], axis=1)
+        assert_same_cache(mine, side.call(model, text, use_cache=True).cache)
+
+
+@every_model
+def test_a_past_read_in_inference_mode_goes_on_outside_of_it(model):
+    """Its tensors may not be written to there, so they are copied; and again inside."""
+    twin, ids = TORCH.model(model), torch.tensor(prompts(model.config, 1, 9))
+    cache = TORCH.cache(model.config, 1)
+    modes = [torch.inference_mode] * 3 + [torch.no_grad, torch.inference_mode, torch.no_grad]
+    for start, mode in enumerate(modes):  # at the fourth token there is room for it
+        with mode():
+            twin(ids[:, start : start + 1], cache=cache)
+    assert_same_cache(cache, model(ids[:, : len(modes)].numpy(), use_cache=True).cache)
+
+
+@both
 def test_a_snapshot_of_another_cache_is_refused(side):
     model = SMALL["hybrid"]
     cache, other = side.cache(model.config, 1), side.cache(model.config, 1)
@@ -316,6 +369,9 @@ def test_a_corrupt_file_is_refused(side, saved, tmp_path):
     damaged = [whole[:n] for n in (0, 4, 100, len(whole) // 2, len(whole) - 1)]
     damaged += [whole.replace(name, name[:2] + b"~" + name[3:]) for name in names]
     damaged += [whole[:-8] + np.array([np.nan]).tobytes(), whole.replace(b"[2,2,5,16]", b"[2,2,4,20]")]
+    damaged += [whole.replace(b'"dtype":"float64"', b'"dtype":"' + name + b'"') for name in (b"float63", b"float32")]
+    damaged += [whole.replace(np.array([5, 5]).tobytes(), np.array([-5, 5]).tobytes())]
+    damaged += [whole.replace(b'{"dtype":"I64"', b'{"dtype":"F64"')]
     for content in damaged:
         assert content != whole
         (tmp_path / "damaged").write_bytes(content)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis.strategies import floats, integers, none
 from minimax_numpy import MiniMaxConfig
 from minimax_numpy.config import LIGHTNING, SOFTMAX
-from minimax_numpy.generate import best, sample
+from minimax_numpy.generate import best, check_logits, sample
 
 CONFIG = MiniMaxConfig.tiny(eos_token_id=None, block_size=4)
 RELEASED = {"7:1": lively(CONFIG), "7:1 with a window": lively(replace(CONFIG, sliding_window=4))}
@@ -128,6 +128,13 @@ def test_the_largest_number_draws_the_last_token_that_may_be_drawn():
     almost = np.array([np.nextafter(1, 0)])
     for top_p, last in ((None, 2), (0.8, 1), (0.5, 0)):
         assert sample(logits, almost, top_p=top_p)[0] == last
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-320])
+def test_a_temperature_next_to_none_is_greedy(temperature):
+    """Logits divided by it are infinite, and still one of them is the largest."""
+    logits = np.array([[1.0, 3.0, -2.0], [-5.0, -7.0, -6.0]])
+    assert sample(logits, np.array([0.5, 0.999]), temperature).tolist() == [1, 0]
 
 
 def test_tokens_come_as_often_as_they_should():
@@ -283,6 +290,8 @@ def test_a_text_longer_than_the_model_was_made_for_is_told(side):
         ({"num_beams": 0}, "num_beams is 0"),
         ({"num_beams": 2, "do_sample": True}, "not both"),
         ({"num_beams": 2, "length_penalty": float("nan")}, "length_penalty"),
+        ({"num_beams": 2, "length_penalty": 1e6}, "length_penalty"),
+        ({"eos_token_id": 2.7}, "eos_token_id is 2.7"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"temperature": -1.0, "do_sample": True}, "temperature is -1.0"),
         ({"top_k": 0}, "top_k is 0"),
@@ -323,3 +332,13 @@ def test_logits_that_are_no_numbers_choose_nothing(side, options):
     with pytest.raises(ValueError) as refused:
         generate(side, model, prompts(CONFIG, 2, 3), **options)
     assert_one_sentence(refused.value, "NaN")
+
+
+@pytest.mark.parametrize("row", [[np.inf, 1.0], [np.inf, np.inf], [-np.inf, -np.inf], [np.nan, 1.0]], ids=str)
+def test_logits_too_large_for_their_type_choose_nothing(row):
+    """Of two that overflowed nobody knows the likelier. A single token without a chance is an honest number."""
+    with pytest.raises(ValueError) as refused:
+        check_logits(np.array([[0.0, 1.0], row]))
+    assert_one_sentence(refused.value, "row 1")
+    honest = np.array([[-np.inf, 1.0]])
+    assert check_logits(honest) is honest

@@ -55,6 +55,16 @@ def test_a_bad_call_gets_one_sentence(side, inputs, fragment):
 
 
 @both
+def test_a_list_is_no_array(side):
+    """In a call and in generation."""
+    model = side.model(lively(CONFIG))
+    for call in (model, model.generate):
+        with pytest.raises(ValueError) as said:
+            call(IDS.tolist())
+        assert_one_sentence(said.value, "input_ids is a list")
+
+
+@both
 @pytest.mark.parametrize(
     "config, rows, fragment",
     [(CONFIG, 3, "3 rows"), (replace(CONFIG, block_size=4, sliding_window=2), 2, "configuration")],

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from close import NUMPY, both, lively, prompts, small
+from close import NUMPY, assert_one_sentence, both, lively, prompts, small
 from minimax_numpy.config import LIGHTNING, SOFTMAX
 
 CONFIG = small(LIGHTNING, SOFTMAX, eos_token_id=None)
@@ -133,6 +133,19 @@ def test_ids_keep_their_type():
     """int32 in, int32 out: what came in is what goes on."""
     ids = prompts(CONFIG, 1, 3).astype(np.int32)
     assert generate(NUMPY, ids, max_new_tokens=2).dtype == np.int32
+
+
+@both
+def test_ids_of_a_type_too_narrow_are_refused(side):
+    """A token of 300 would come back as 44 in uint8. Where the whole vocabulary has room, any type will do."""
+    wide, narrow = lively(replace(CONFIG, vocab_size=257)), prompts(CONFIG, 1, 3).astype(np.uint8)
+    with pytest.raises(ValueError) as refused:
+        generate(side, narrow, model=wide)
+    assert_one_sentence(refused.value, "uint8")
+    assert (
+        generate(side, narrow, max_new_tokens=5).tolist()
+        == generate(side, narrow.astype(int), max_new_tokens=5).tolist()
+    )
 
 
 @pytest.mark.parametrize("window", [1, 3])

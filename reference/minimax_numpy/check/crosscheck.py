@@ -79,6 +79,7 @@ def crosscheck(
     path = None if isinstance(truth, MiniMaxForCausalLM) else truth
     config = truth.config if isinstance(truth, MiniMaxForCausalLM) else MiniMaxConfig.from_pretrained(truth)
     check_layers(config, layers)
+    layers = None if layers is None else sorted(set(layers))
     absent = Checkpoint(path).absent() if path is not None and layers else []
     if absent and other != "minimax_torch":
         raise ValueError(

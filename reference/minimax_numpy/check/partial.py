@@ -23,7 +23,7 @@ class Layers:
     head = "MiniMaxForCausalLM"
 
     def __init__(self, path: str | os.PathLike, layers: Collection[int], dtype):
-        self.config, self.layers = MiniMaxConfig.from_pretrained(path), sorted(layers)
+        self.config, self.layers = MiniMaxConfig.from_pretrained(path), sorted(set(layers))
         self.weights = Streamed(path, self.config, self.head, np.dtype(dtype), self.layers)
 
     def __call__(
