@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .config import MiniMaxConfig
-from .inputs import check_inputs
+from .inputs import check_inputs, check_kind_of_cache
 from .ops.attention import softmax
 from .ops.losses import log_softmax
 from .shapes import Mask, TokenIds
@@ -178,7 +178,7 @@ class Session:
         self.stops = check_stops(eos)
         self.model, self.choose, self.max_new_tokens = model, choose, max_new_tokens
         self.prefill_chunk, self.progress = prefill_chunk, progress
-        self.cache = cache or model.empty_cache(len(self.prompt))
+        self.cache = model.empty_cache(len(self.prompt)) if cache is None else check_kind_of_cache(cache)
         seen = as_array(self.cache.lengths)
         if len(seen) == len(mask):  # else the model refuses it
             warn_of_length(model.config, int((mask.sum(axis=1) + seen).max()) + max_new_tokens)

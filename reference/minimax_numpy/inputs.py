@@ -3,7 +3,7 @@
 Arrays and tensors are looked at alike, so both twins ask here.
 """
 
-from .cache import check_whole
+from .cache import Cache, check_whole
 from .ops.losses import IGNORED
 
 
@@ -40,7 +40,7 @@ def check_inputs(config, input_ids, attention_mask, position_ids, inputs_embeds,
 
 def check_cache(config, cache, x, cu_seqlens) -> None:
     """Refuse a cache that does not go with embeddings x of this model."""
-    check_whole(cache)
+    check_whole(check_kind_of_cache(cache))
     if type(cache.lengths).__module__.split(".")[0] != type(x).__module__.split(".")[0]:
         raise ValueError("The cache is of the other package: arrays and tensors do not mix.")
     if getattr(cache.lengths, "device", None) != getattr(x, "device", None):
@@ -52,6 +52,13 @@ def check_cache(config, cache, x, cu_seqlens) -> None:
         raise ValueError("The cache was made for a model of another configuration; start a new one.")
     if cache.dtype is not None and cache.dtype != x.dtype:  # None is float64 to NumPy
         raise ValueError(f"The cache holds {cache.dtype} but this model computes in {x.dtype}; start a new one.")
+
+
+def check_kind_of_cache(cache) -> Cache:
+    """Refuse what is no cache of ours, such as transformers' own."""
+    if not isinstance(cache, Cache):
+        raise ValueError(f"cache is a {type(cache).__name__}; a model goes on from a Cache of its own package.")
+    return cache
 
 
 def _check_packing(x, attention_mask, cu_seqlens) -> None:

@@ -114,6 +114,8 @@ def check_choices(options) -> None:
     given = {name for name, value in vars(options).items() if value is not None and value is not False}
     if len(given & set(PROMPTS)) != 1:
         raise ValueError("Give one prompt: --ids, --text, --chat or --messages.")
+    if options.num_beams == 1:  # is no search
+        given.discard("num_beams")
     needs = dict.fromkeys(("temperature", "top_k", "top_p", "seed"), "do_sample")
     needs |= {"length_penalty": "num_beams", "device": "twin"}
     for name, needed in needs.items():

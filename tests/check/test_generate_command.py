@@ -244,6 +244,7 @@ BAD = {
     "temperature 0 without drawing": ["--ids", "1", "--temperature", "0"],
     "a seed without drawing": ["--ids", "1", "--seed", "0"],
     "a length penalty without beams": ["--ids", "1", "--length-penalty", "2"],
+    "a length penalty of a single beam": ["--ids", "1", "--num-beams", "1", "--length-penalty", "2"],
     "a device without the twin": ["--ids", "1", "--device", "cpu"],
     "bfloat16 in NumPy": ["--ids", "1", "--dtype", "bfloat16"],
     "a stream of beams": ["--ids", "1", "--stream", "--num-beams", "2"],

@@ -137,6 +137,13 @@ def test_a_temperature_next_to_none_is_greedy(temperature):
     assert sample(logits, np.array([0.5, 0.999]), temperature).tolist() == [1, 0]
 
 
+def test_those_that_reach_top_p_exactly_are_enough():
+    """A half, a quarter and a quarter: the first reaches a half alone, two reach three quarters."""
+    logits = np.log(np.array([[2.0, 1.0, 1.0]]))
+    for top_p, last in ((0.5, 0), (0.75, 1), (0.76, 2)):
+        assert sample(logits, np.array([0.999]), top_p=top_p).tolist() == [last]
+
+
 def test_tokens_come_as_often_as_they_should():
     """20,000 draws: each frequency within five standard deviations of its probability."""
     p = np.array([0.5, 0.05, 0.25, 0.2])

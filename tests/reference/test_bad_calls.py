@@ -76,6 +76,17 @@ def test_a_cache_that_does_not_fit(side, config, rows, fragment):
     assert_one_sentence(said.value, fragment)
 
 
+@both
+@pytest.mark.parametrize("other", [[], {"keys": []}], ids=["an empty list", "a dictionary"])
+def test_what_is_no_cache_at_all(side, other):
+    """An empty one of another library counts as false; it is not taken for none."""
+    model = side.model(lively(CONFIG))
+    for call in (model, model.generate):
+        with pytest.raises(ValueError) as said:
+            call(side.wrap(IDS), cache=other)
+        assert_one_sentence(said.value, f"cache is a {type(other).__name__}")
+
+
 @pytest.mark.parametrize("side, other", [(NUMPY, TORCH), (TORCH, NUMPY)], ids=repr)
 def test_a_cache_of_the_other_package(side, other):
     """Arrays and tensors do not mix."""
