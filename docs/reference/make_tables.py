@@ -185,7 +185,7 @@ def shapes_of_everything():
     small, large = letters(tiny, 2, 5), letters(MiniMaxConfig.text_01(), 1, 100)
     rows = []
     for name, (axes, what) in PARTS.items():
-        figures = "<br>".join(size(sized(axes, sizes)) for sizes in (small, large))
+        figures = "<br>".join("×".join(map(str, sized(axes, sizes))) for sizes in (small, large))
         rows.append((f"`{name}`<br>{what}", f"`{axes}`", figures))
     return table("part | axes | tiny, released", rows)
 

@@ -49,6 +49,15 @@ def test_no_fixed_tolerance_is_as_good_as_float64():
     assert sum("all seven" in row[-1] for row in rows) == 4  # the absolute ones: zeros pass
 
 
+def test_which_mistakes_a_type_hides():
+    """… and: float64 and float32 catch all seven, bfloat16 at this length only zeros; nobody right is accused."""
+    rows = [line.strip("| ").split(" | ") for line in MADE["how-far-over"].splitlines()[2:]]
+    caught = {name: [cell.startswith("**") for cell in cells] for name, *cells in rows}
+    assert not any(caught.pop("no mistake"))
+    assert caught.pop("returns zeros") == [True, True, True]
+    assert set(map(tuple, caught.values())) == {(True, True, False)} and len(caught) == 6
+
+
 def test_a_term_is_defined_once():
     text = (DOCS / "reference" / "glossary.md").read_text(encoding="utf-8")
     terms = re.findall(r"^(\S.*)\n:   ", text, re.MULTILINE)
