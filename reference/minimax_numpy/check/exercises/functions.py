@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..child import attempt
 from ..judge import LIKENESS, SAME_NUMBERS, first_index, judge, rms
 from ..report import DIFFERENT, Row
 from ..single import Case, counted, padding_is_finite
@@ -79,34 +80,7 @@ def judge_function(exercise: Exercise, answer: Any) -> Verdict:
 
 def run(function: Callable, case: Case) -> Found:
     """Call a function on copies of a case's arguments."""
-    arguments = [copied(x) for x in case.arguments.values()]
-    try:
-        with np.errstate(all="ignore"):
-            answer = function(*arguments)
-    except NotImplementedError:
-        return Found(trouble="it is still the stub")
-    except (Exception, SystemExit) as error:
-        told = (str(error).splitlines() or ["no message"])[0]
-        return Found(trouble=f"it fails with {type(error).__name__}: {told}")
-    for name, mine, given in zip(case.arguments, arguments, case.arguments.values()):
-        if isinstance(given, np.ndarray) and not np.array_equal(mine, given, equal_nan=given.dtype.kind == "f"):
-            return Found(trouble=f"it changes its argument {name} in place, which the caller still needs; make a copy")
-    return found(answer)
-
-
-def copied(x: Any) -> Any:
-    """Arrays are copied, so that a function which spoils its input spoils nobody else's."""
-    return x.copy() if isinstance(x, np.ndarray) else x
-
-
-def found(answer: Any) -> Found:
-    """A function's answer as arrays, or the trouble with it."""
-    if answer is None:
-        return Found(trouble="it returns None; is there a return?")
-    arrays = [np.asarray(x) for x in (answer if isinstance(answer, tuple | list) else (answer,))]
-    if any(x.dtype.kind not in "biuf" for x in arrays):
-        return Found(trouble=f"it returns {arrays[0].dtype} where real numbers belong")
-    return Found(arrays)
+    return Found(*attempt(function, case.arguments))
 
 
 def judge_case(task: Task, case: Case, made: Found, expected: list[np.ndarray]) -> list[Row]:
@@ -139,9 +113,8 @@ def rounded_only(x: np.ndarray, exact: np.ndarray) -> bool:
 
 def answers(function: Callable, case: Case) -> list[np.ndarray]:
     """What the truth answers."""
-    with np.errstate(all="ignore"):
-        arrays = found(function(*map(copied, case.arguments.values()))).arrays
-    assert arrays is not None
+    arrays, trouble = attempt(function, case.arguments)
+    assert arrays is not None, trouble
     return arrays
 
 
@@ -159,19 +132,26 @@ def tell(exercise: Exercise, cases: list[Case], made: list[Found]) -> Verdict:
     i, row = wrong[0]
     if made[i].trouble == "it is still the stub":
         return exercise.failed("It is still the stub. A way to begin:", exercise.hints[0])
+    if (made[i].trouble or "").startswith("there is no function"):
+        return exercise.failed(sentence(made[i].trouble))
     lines = [f"First wrong: {row.part}, in the case “{row.phase}”{shapes(cases[i])}."]
     arrays = made[i].arrays
     if row.note:
-        lines.append(f"There {row.note}.")
+        lines.append(sentence(row.note))
     elif arrays is not None:
         k = task.outputs.index(row.part)
         lines.append(position(row, arrays[k], expected[i][k], task.axes[k]))
     return exercise.failed(*lines, mistake=nearest(exercise, cases, made, expected))
 
 
+def sentence(told: str | None) -> str:
+    """A remark, told as a sentence of its own."""
+    return f"{(told or '')[:1].upper()}{(told or '')[1:]}."
+
+
 def shapes(case: Case) -> str:
-    """The shapes that a case hands in."""
-    told = [f"{name} {list(x.shape)}" for name, x in case.arguments.items() if isinstance(x, np.ndarray)]
+    """The shapes of the arrays that a case hands in, and its numbers."""
+    told = [f"{name} {list(x.shape) if isinstance(x, np.ndarray) else x}" for name, x in case.arguments.items()]
     return f" ({', '.join(told)})"
 
 
