@@ -34,7 +34,7 @@ def rotary_cases(rng):
     """Half the head, all of it; late positions; rows that start elsewhere."""
     for label, T, d, R, start in (
         ("half the head", 6, 8, 4, 0), ("half the head", 5, 16, 8, 1), ("the whole head", 5, 8, 8, 3),
-        ("late positions", 4, 8, 4, 100_000),
+        ("late positions", 4, 16, 8, 100_000),
     ):  # fmt: skip
         positions = np.arange(T) + np.array([[start], [start + 2]])
         x = rng.standard_normal((2, 3, T, d))
@@ -68,6 +68,10 @@ def rotary_cases(rng):
         planted("turns_backwards", "a * cos - b * sin, b * cos + a * sin", "a * cos + b * sin, b * cos - a * sin"),
         planted("starts_at_one", "positions[:, None, :, None]", "(positions[:, None, :, None] + 1)"),
         planted("has_base_ten_thousand", "base **", "1e4 **"),
+        Edit("angles are formed in float32, too coarse at late positions",
+             "Form them in float64; only their sines and cosines may be narrower.", "cos, sin =",
+             "angles = positions[:, None, :, None].astype(np.float32) * np.float32(base) ** (\n"
+             "        np.float32(-2) * np.arange(half, dtype=np.float32) / np.float32(rotary_dim))\n    cos, sin ="),
         Edit("the exponent is −i/R", "It is −2i/R.", "-2.0 *", "-1.0 *"),
     ),
 )  # fmt: skip
