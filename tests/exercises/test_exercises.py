@@ -1,6 +1,8 @@
 """Every exercise is a contract: its stub fails and teaches, its solution passes, a mistake is called by its name."""
 
 import math
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,6 +154,12 @@ def recurrent_in_place(q, k, v, slopes, state):
 )
 def test_a_number_that_nobody_knows_is_too_large_or_too_small(answer, told):
     assert told in str(exercise("1.1", answer))
+
+
+def test_the_page_of_exercises_is_up_to_date():
+    script = Path(__file__).parents[2] / "docs/reference/make_exercises.py"
+    stored = script.with_name("exercises.md").read_text(encoding="utf-8")
+    assert stored == runpy.run_path(str(script))["page"](), f"run python {script.relative_to(script.parents[2])}"
 
 
 def test_what_there_is_not_is_a_sentence():

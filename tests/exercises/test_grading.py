@@ -2,6 +2,8 @@
 
 import json
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +95,18 @@ def test_a_part_that_is_right_earns_its_part(tmp_path):
     assert "It looks as if the state is forgotten between calls." in recurrent.message
     assert "Help:" not in recurrent.message and "There is no function memory in the file." in absent.message
     assert "      recurrent 2.5 of 10; wrong: one token, a state handed in, float32" in describe([mark])
+
+
+def test_the_page_shows_what_is_said(tmp_path):
+    """The lines of the page on grading are those of a submission with the first mistake of exercise 3.4."""
+    page = (Path(__file__).parents[2] / "docs/teach/grading.md").read_text(encoding="utf-8")
+    asked = EXERCISES["3.4"]
+    mark = submit(tmp_path, f"import numpy as np\n{asked.mistakes[0].source}", "3.4")
+    assert describe([mark]).splitlines()[1] in page
+    shown = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    task = asdict(mark.tasks[0])
+    assert shown.pop("message").strip("… ") in task.pop("message")
+    assert shown == task
 
 
 CHEATS = {
@@ -200,3 +214,8 @@ def test_a_forged_answer_harms_nobody(written, tmp_path):
     (tmp_path / "answers").write_bytes(written)
     outcome = read_records(tmp_path / "answers", 3, "its process ended early")
     assert len(outcome.found) == 3 and all(found.arrays is None for found in outcome.found)
+
+
+def test_only_functions_are_graded(tmp_path):
+    with pytest.raises(ValueError, match="Exercise 1.1 cannot be graded"):
+        grade([tmp_path], exercises=["1.1"])

@@ -86,7 +86,9 @@ def grade(
     Raises FileNotFoundError or ValueError where there is nothing to grade, before anything is run.
     """
     if not time_limit > 0:
-        raise ValueError(f"the time limit is {time_limit}; it must be more than 0 seconds.")
+        raise ValueError(f"The time limit is {time_limit}; it must be more than 0 seconds.")
+    if ungraded := [n for n in exercises if n not in EXERCISES or EXERCISES[n].task is None]:
+        raise ValueError(f"Exercise {ungraded[0]} cannot be graded; graded are exercises whose answer is a function.")
     found = submissions(files)
     cases = {n: list(EXERCISES[n].task.cases(np.random.default_rng(seed))) for n in exercises}  # type: ignore[union-attr]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -105,7 +107,7 @@ def submissions(files: Sequence[str | os.PathLike]) -> list[Path]:
         elif path.is_file():
             found.append(path)
         else:
-            raise FileNotFoundError(f"there is no {path} to grade.")
+            raise FileNotFoundError(f"There is no {path} to grade.")
     return found
 
 
