@@ -25,11 +25,12 @@ lint: .venv/test  ## style and types
 docs: .venv/docs  ## build the site into site/
 	$(BIN)/mkdocs build --strict --quiet
 
-generated: .venv/test  ## make again what is made by scripts: notebooks, figures, lists of the API, tables, defects
+generated: .venv/test  ## make again what is made by scripts: notebooks, figures, lists, tables, exercises, defects
 	$(BIN)/python tests/notebooks/remake.py
 	$(BIN)/python docs/figures/model.py
 	$(BIN)/python docs/reference/make_api.py
 	$(BIN)/python docs/reference/make_tables.py
+	$(BIN)/python docs/reference/make_exercises.py
 	$(BIN)/python docs/proof/make_defects.py
 
 tiny: .venv/text  ## make the small model that ships with the package again

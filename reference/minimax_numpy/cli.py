@@ -1,4 +1,4 @@
-"""The command line: ``minimax-twin demo · crosscheck · golden · generate · inspect · make · bench``.
+"""The command line: ``minimax-twin demo · crosscheck · golden · grade · generate · inspect · make · bench``.
 
 Exit status: 0 the same (or done), 1 different, 2 bad input, told in one sentence, 130 interrupted, 141 not read to
 the end.
@@ -17,6 +17,8 @@ import numpy as np
 from .check import crosscheck
 from .check.crosscheck import foretell
 from .check.golden import judge_golden, write_model, write_op
+from .check.grade import describe as describe_marks
+from .check.grade import grade, write_marks
 from .check.report import Report
 from .check.single import check_op
 from .check.targets import load_object
@@ -136,6 +138,12 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--seed", type=int, default=0)
 
+    sub = command(run_grade, "grade Python files: ten functions, 100 points")
+    sub.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a submission, or a folder of them")
+    sub.add_argument("--seed", type=int, default=0, help="draws the numbers; another seed, other numbers")
+    sub.add_argument("--time-limit", type=float, default=20, metavar="SECONDS", help="for each function")
+    sub.add_argument("--json", type=Path, metavar="OUT", help="write points and messages as JSON")
+
     sub = command(run_generate, "continue ids, a text or a chat")
     checkpoint(sub)
     add_options(sub)
@@ -232,6 +240,15 @@ def run_golden(options) -> int:
             options.folder, MiniMaxForCausalLM.from_pretrained(options.model, np.float64), seed=options.seed
         )
     print(f"wrote {folder}/inputs.safetensors, expected.safetensors and golden.json")
+    return OK
+
+
+def run_grade(options) -> int:
+    """Grade submissions, each function in a process of its own; marks are no verdict, so all is well with 0 points."""
+    marks = grade(options.files, options.seed, options.time_limit)
+    print(describe_marks(marks))
+    if options.json:
+        write_marks(marks, options.seed, options.json)
     return OK
 
 

@@ -5,7 +5,8 @@ It needs NumPy alone; torch and transformers are reached by name when they are w
 
 from .crosscheck import crosscheck
 from .defects import DEFECTS, Defect
+from .exercises import broken, exercise
 from .report import Report, Row
 from .single import check_op
 
-__all__ = ["DEFECTS", "Defect", "Report", "Row", "check_op", "crosscheck"]
+__all__ = ["DEFECTS", "Defect", "Report", "Row", "broken", "check_op", "crosscheck", "exercise"]

@@ -52,15 +52,24 @@ def judge(row: Row, found: np.ndarray, exact: np.ndarray, allowed: float, letter
     return row
 
 
-def first_wrong(difference: np.ndarray | np.number, allowed: float, letters: str) -> str | None:
-    """Name the first position in time whose own difference is beyond what is allowed on average."""
+def first_index(difference: np.ndarray | np.number, allowed: float, letters: str) -> tuple[int, ...] | None:
+    """The first index in time whose own difference is beyond what is allowed on average."""
     wrong = ~(difference <= 4 * allowed)  # 4: a single number may err more than the RMS does
     names = letters.split()
-    if not names or not wrong.any() or len(names) != difference.ndim:
+    if not wrong.any() or len(names) != difference.ndim:
         return None
     order = sorted(range(len(names)), key=lambda axis: names[axis] != "T")  # time first
-    index = np.argwhere(np.transpose(wrong, order))[0]
-    return "first wrong at " + ", ".join(f"{names[axis]} = {i}" for axis, i in zip(order, index, strict=True))
+    found = np.argwhere(np.transpose(wrong, order))[0]
+    return tuple(int(found[order.index(axis)]) for axis in range(len(names)))
+
+
+def first_wrong(difference: np.ndarray | np.number, allowed: float, letters: str) -> str | None:
+    """Name the first position in time whose own difference is beyond what is allowed on average."""
+    names, index = letters.split(), first_index(difference, allowed, letters)
+    if not names or index is None:
+        return None
+    time_first = sorted(zip(names, index, strict=True), key=lambda pair: pair[0] != "T")
+    return "first wrong at " + ", ".join(f"{name} = {i}" for name, i in time_first)
 
 
 def obvious(found: np.ndarray, exact: np.ndarray) -> str | None:

@@ -1,0 +1,180 @@
+"""3 · Chunks."""
+
+import numpy as np
+
+from ... import ops
+from ..single import Case
+from .chapter2 import lightning_cases
+from .functions import implement
+from .registry import Edit, Mistake, planted
+from .values import number
+
+number(
+    "3.1",
+    "The short chunk",
+    "predict",
+    "130 tokens are read in chunks of 64, and s = 0.5. By what factor is the state multiplied while the third chunk is "
+    "read?",
+    minutes=5,
+    difficulty=1,
+    solution="math.exp(-0.5 * 2)",
+    reason="The third chunk holds 130 − 128 = 2 positions, so e^(−2 s). The full chunk's e^(−32) would wipe the "
+           "memory.",
+    hints=("How many positions does the third chunk hold?", "130 = 64 + 64 + 2."),
+    mistakes=(
+        Mistake("the short last chunk decays the state as a full one", "Decay by the m positions that the chunk holds.",
+                "math.exp(-0.5 * 64)"),
+        Mistake("the chunk counts as one step", "A chunk of two positions is two steps.", "math.exp(-0.5)"),
+        Mistake("all 130 positions decay it again", "Earlier chunks have done their part.", "math.exp(-0.5 * 130)"),
+        Mistake("the positions that are missing decay it", "Count those that are there: 2.", "math.exp(-0.5 * 62)"),
+    ),
+)  # fmt: skip
+
+number(
+    "3.2",
+    "What is left of a key",
+    "derive",
+    "A chunk of full length C = 8 is cut short: it holds m = 5 positions, r = 1 … 5. With e^(−s) = 1/2, by what factor "
+    "must the key at r = 3 be multiplied when it is written into the state after the chunk?",
+    minutes=6,
+    difficulty=2,
+    solution="2.0 ** -(5 - 3)",
+    reason="From r to the end of the chunk there are m − r steps, so e^(−s(m−r)); the last key is written undecayed.",
+    hints=("How many decays come after position 3?", "Positions 4 and 5 each decay what was written before."),
+    mistakes=(
+        Mistake("the decay since the chunk began is taken, or the key decays at its own step, too",
+                "Keys decay to the end and are written undecayed: e^(−s(m−r)).", "2.0 ** -3"),
+        Mistake("the full chunk's length is counted", "m = 5, not C = 8.", "2.0 ** -(8 - 3)"),
+        Mistake("positions are counted from 0 in one place only", "r = 3 is the third of five.", "2.0 ** -1"),
+    ),
+)  # fmt: skip
+
+
+def matrix_cases(rng):
+    """One head and several, one position and many."""
+    for label, H, m in (("shapes", 3, 5), ("shapes", 2, 8), ("one head", 1, 4), ("one position", 2, 1)):
+        yield Case(label, {"slopes": 0.1 + rng.random(H), "m": m})
+    yield Case("fast heads, where e^(+s r) would overflow", {"slopes": np.array([40.0, 0.5]), "m": 30})
+
+
+@implement(
+    "3.3",
+    "The decay matrix",
+    minutes=8,
+    difficulty=2,
+    hints=(
+        "Make a table of r − i first, [m, m]; its lower triangle is what you need.",
+        "Clip r − i at 0 before the exponential, then multiply by np.tri(m).",
+    ),
+    reason="The exponent is never positive: what is above the diagonal is cut before it is exponentiated, and then "
+           "zeroed.",
+    cases=matrix_cases,
+    outputs={"M": "H T i"},
+    mistakes=(
+        Edit("positions after the query are not zeroed", "M is 0 where i > r: multiply by the lower triangle.",
+             " * np.tri(m)", ""),
+        Edit("the diagonal decays", "M_rr = 1: a token sees itself undecayed.", "np.maximum(lag, 0)",
+             "(np.maximum(lag, 0) + 1)"),
+        Edit("rows and columns are exchanged", "Row r is the query, column i the key.", " * np.tri(m)",
+             ".swapaxes(1, 2) * np.tri(m).T"),
+        Edit("the diagonal is zero", "i ≤ r: a token sees itself.", "np.tri(m)", "np.tri(m, k=-1)"),
+        Edit("it is built as e^(−s r) · e^(+s i), which overflows", "Exponentiate r − i at once, never e^(+s i).",
+             "np.exp(-slopes[:, None, None] * np.maximum(lag, 0))",
+             "(np.exp(-slopes[:, None, None] * r[:, None]) * np.exp(slopes[:, None, None] * r))"),
+    ),
+)  # fmt: skip
+def decay_matrix(slopes, m):
+    """The decay inside a chunk of m positions, [H, m, m]: M_ri = e^(−s (r−i)) for i ≤ r, else 0.
+
+    Slopes [H] may be as large as 40.
+    """
+    r = np.arange(m)
+    lag = r[:, None] - r
+    return np.exp(-slopes[:, None, None] * np.maximum(lag, 0)) * np.tri(m)
+
+
+def chunked_cases(rng):
+    """Whole and short chunks, longer than the text, one position each."""
+    yield from lightning_cases(rng, chunk=8)
+    yield from (Case("a chunk longer than the text", {**c.arguments, "chunk": 64}) for c in cut(rng))
+    yield from (Case("chunks of one", {**c.arguments, "chunk": 1}) for c in cut(rng))
+
+
+def cut(rng):
+    """One case with a state."""
+    yield next(case for case in lightning_cases(rng, chunk=8) if case.label == "a state handed in")
+
+
+@implement(
+    "3.4",
+    "Chunks of C, the last one short",
+    minutes=30,
+    difficulty=3,
+    hints=(
+        "Take one chunk: what comes from before it is (e^(−s r) q) S with r = 1 … m, what comes from inside ((q kᵀ) ⊙ "
+        "M) v.",
+        "Then S ← e^(−s m) S + (e^(−s (m−r)) k)ᵀ v, with the m positions that this chunk holds, and on to the next.",
+    ),
+    reason="m is the number of positions that the chunk holds: the last one may be short, and then nothing else "
+           "changes.",
+    cases=chunked_cases,
+    truth=lambda q, k, v, slopes, state, chunk: ops.lightning_attention_chunked(q, k, v, slopes, state, chunk=chunk),
+    outputs={"out": "B H T e", "state": "B H d e"},
+    mistakes=(
+        planted("decays_the_short_chunk_as_a_full_one", "np.exp(-s * m) * S", "np.exp(-s * chunk) * S"),
+        Edit("the short chunk's keys decay to the end of a full one", "Keys decay by m − r, not C − r.",
+             "np.exp(-s * (m - r))", "np.exp(-s * (chunk - r))"),
+        Edit("r counts from 0 where the state is read", "The first position of a chunk has decayed once: r = 1 … m.",
+             "np.exp(-s * r) * Q", "np.exp(-s * (r - 1)) * Q"),
+        Edit("keys decay once too often on their way into the state",
+             "e^(−s (m−r)): the last key is written undecayed.",
+             "np.exp(-s * (m - r)) * K", "np.exp(-s * (m - r + 1)) * K"),
+        Edit("what came before the chunk is not read", "Add (e^(−s r) q) S.", "(np.exp(-s * r) * Q) @ S + ", ""),
+        planted("forgets_the_state", "S = state", "S = 0 * state"),
+        Edit("the state is updated before it is read", "Read the state of before the chunk, then update it.",
+             "out[:, :, a:b] = (np.exp(-s * r) * Q) @ S + (Q @ K.swapaxes(-1, -2) * M) @ V\n"
+             "        S = np.exp(-s * m) * S + (np.exp(-s * (m - r)) * K).swapaxes(-1, -2) @ V",
+             "S = np.exp(-s * m) * S + (np.exp(-s * (m - r)) * K).swapaxes(-1, -2) @ V\n"
+             "        out[:, :, a:b] = (np.exp(-s * r) * Q) @ S + (Q @ K.swapaxes(-1, -2) * M) @ V"),
+        Edit("there is no decay inside a chunk", "Multiply the scores by M, not by the bare triangle.",
+             "np.exp(-s * np.maximum(lag, 0)) * np.tri(m)", "np.exp(0 * s * lag) * np.tri(m)"),
+        planted("scales_queries", "Q, K, V = q[:, :, a:b],", "Q, K, V = q[:, :, a:b] * q.shape[-1] ** -0.5,"),
+    ),
+)  # fmt: skip
+def chunked(q, k, v, slopes, state, chunk):
+    """Lightning attention, ``chunk`` positions at a time: the same answers as 2.3, without a loop over positions.
+
+    q, k [B, H, T, d], v [B, H, T, e], slopes [H], state [B, H, d, e] → (out [B, H, T, e], state).
+    T need not be a multiple of ``chunk``. float32 in, float32 out.
+    """
+    s = slopes[:, None, None]
+    S = state
+    out = np.empty(v.shape, q.dtype)
+    for a in range(0, q.shape[2], chunk):
+        b = min(a + chunk, q.shape[2])
+        m = b - a
+        r = np.arange(1, m + 1, dtype=q.dtype)[:, None]
+        lag = r - r.T
+        M = (np.exp(-s * np.maximum(lag, 0)) * np.tri(m)).astype(q.dtype)
+        Q, K, V = q[:, :, a:b], k[:, :, a:b], v[:, :, a:b]
+        out[:, :, a:b] = (np.exp(-s * r) * Q) @ S + (Q @ K.swapaxes(-1, -2) * M) @ V
+        S = np.exp(-s * m) * S + (np.exp(-s * (m - r)) * K).swapaxes(-1, -2) @ V
+    return out, S.astype(q.dtype)
+
+
+number(
+    "3.5",
+    "What chunks save",
+    "estimate",
+    "4,096 tokens, one head. The direct form fills a T × T square of scores; the chunked form fills a C × C square for "
+    "each chunk of C = 256. How many times fewer scores is that?",
+    minutes=4,
+    difficulty=1,
+    solution="4096 / 256",
+    reason="T/C squares of C² are T C scores, against T²: T/C = 16 times fewer, and the ratio grows with the length.",
+    hints=("How many chunks are there, and how many scores in each?", "16 chunks of 256² scores."),
+    mistakes=(
+        Mistake("only one chunk is counted, or its length is given", "There are T/C chunks.", "(4096 / 256) ** 2"),
+        Mistake("the scores are given, not the ratio", "Divide T² by T C.", "4096 * 256"),
+    ),
+)
