@@ -74,7 +74,7 @@ export function mount(place) {
     grid.replaceChildren(...table.flatMap((line, t) => line.map((x, j) => {
       const kind = j > t ? "future" : t >= cut && j < cut ? "block" : "triangle";
       const cell = el("span", { class: kind }, j > t ? "" : x.toFixed(1));
-      if (j <= t) heat(cell, kind === "block" ? -x - 0.3 * most : x + 0.3 * most, 1.3 * most);
+      if (j <= t) heat(cell, kind === "block" ? -x - 0.7 * most : x + 0.7 * most, 1.7 * most);
       return cell;
     })));
     lines.replaceChildren(...whole.map((line, t) => el("tr", t >= cut ? { class: "second" } : {},

@@ -29,7 +29,7 @@ export function isSoftmax(layer) {
   return layer % 8 === 7;
 }
 
-const percent = (x) => (x < 1e-4 ? "under 0.01 %" : `${number(100 * x)} %`);
+const percent = (x) => (x < 1e-4 ? "under 0.01 %" : `${number(100 * x, x > 0.99 && x < 1 ? 6 : 3)} %`);
 
 export function mount(place) {
   let head = 16, layer = 0;
@@ -39,7 +39,7 @@ export function mount(place) {
   const result = voice();
 
   function draw() {
-    const fades = !isSoftmax(layer), s = fades ? slope(head, layer) : 0;
+    const fades = !isSoftmax(layer), s = fades ? slope(head, layer) : 0, half = halfLife(s);
     words.forEach((word, i) => word.style.setProperty("--left", left(s, words.length - 1 - i).toFixed(4)));
     LAGS.forEach((lag, i) => {
       bars[i].style.width = `${100 * left(s, lag)}%`;
@@ -47,7 +47,7 @@ export function mount(place) {
     });
     if (fades) {
       result.say("Each step keeps ", strong(percent(left(s, 1))), "; half is gone after ",
-        strong(`${number(halfLife(s), halfLife(s) < 100 ? 3 : 6)} tokens`), `. s = ${number(s)}.`);
+        strong(`${number(half, half < 100 ? 3 : Math.trunc(Math.log10(half)) + 1)} tokens`), `. s = ${number(s)}.`);
     } else {
       result.say(strong(`Layer ${layer} is softmax attention`), ": it looks up every earlier token and fades none.");
     }

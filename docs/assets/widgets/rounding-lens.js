@@ -54,6 +54,8 @@ export function bitsOf(x, dtype) {
   return "1" + view.getBigUint64(0).toString(2).padStart(64, "0").slice(12, 12 + FRACTION[dtype]);
 }
 
+const short = (x) => (x < 1e-3 ? power(x) : number(x, 2));
+
 export function mount(place) {
   let half = 64, n = 300;
   const result = voice();
@@ -69,7 +71,7 @@ export function mount(place) {
       const S = accumulate(s, n, dtype), right = rightBits(S, exact, dtype);
       told[dtype] = { S, right };
       value.textContent = number(S, 8);
-      error.textContent = dtype === "float64" ? "taken as the truth" : `error ${power(Math.abs(S - exact) / exact)}`;
+      error.textContent = dtype === "float64" ? "taken as the truth" : `error ${short(Math.abs(S - exact) / exact)}`;
       bits.setAttribute("aria-label", `${right} of ${FRACTION[dtype] + 1} bits right`);
       bits.replaceChildren(...[...bitsOf(S, dtype)].map((bit, i) => el("i", { class: i < right ? "right" : "wrong" }, bit)));
     }

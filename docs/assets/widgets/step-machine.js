@@ -112,11 +112,11 @@ export function mount(place) {
     row(
       button("Step", () => { stop(); forward(); }), play, back,
       button("Start again", () => { stop(); past = [start()]; draw(); }),
-      slider("Slope s", { min: 0, max: 2, step: 0.01, value: s, say: (x) => `${number(x)}, keeps ${number(100 * Math.exp(-x))} %` },
-        (x) => { s = x; }),
+      slider("Decay e⁻ˢ", { min: 0.05, max: 1, step: 0.05, value: 0.5, say: (x) => `${number(x)}, s = ${number(Math.abs(Math.log(x)))}` },
+        (keep) => { s = Math.abs(Math.log(keep)); }),
     ),
     el("p", { class: "terms" }, ...terms),
-    el("table", { class: "machine" },
+    el("div", { class: "beside" }, el("table", { class: "machine" },
       el("caption", {}, "Rows belong to k and q, columns to v and o"),
       el("thead", {},
         el("tr", {}, el("td"), ...[...SUBSCRIPT].map((m) => head(`v${m}`)), el("td")),
@@ -124,7 +124,7 @@ export function mount(place) {
       el("tbody", {}, ...cells.map((line, i) => el("tr", {},
         el("td", { class: "k" }, inputs.k[i]), ...line, el("td", { class: "q" }, inputs.q[i])))),
       el("tfoot", {}, el("tr", {}, el("th", { scope: "row" }, "o"), ...outs, el("td")))),
-    result,
+    result),
   );
   draw();
 }
