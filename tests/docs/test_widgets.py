@@ -13,7 +13,7 @@ import pytest
 from close import assert_same
 from minimax_numpy import MiniMaxConfig, ops
 from minimax_numpy.config import HYBRID, LIGHTNING, SOFTMAX
-from minimax_numpy.counts import count
+from minimax_numpy.counts import binary, count
 from minimax_numpy.trace import round_to
 from py_mini_racer import MiniRacer
 
@@ -51,6 +51,21 @@ def test_every_widget_is_on_the_page_and_has_a_figure():
     files = {file.stem for file in FOLDER.glob("*.js")} - {"kit", "load"}
     assert {name for name, _ in shown} == files
     assert all(name == figure for name, figure in shown)
+
+
+def test_no_widget_loads_anything_from_elsewhere():
+    for file in FOLDER.iterdir():
+        text = file.read_text(encoding="utf-8")
+        assert set(re.findall(r"https?:[^\"')\s]+", text)) <= {"http://www.w3.org/2000/svg"}, file.name
+        assert re.findall(r'^import .* from "(.*)"', text, re.MULTILINE) in ([], ["./kit.js"]), file.name
+
+
+def test_numbers_in_words_say_the_number():
+    run = call("kit")
+    assert run("number", -0.5) == "−0.5" and run("number", 14007.1, 5) == "14,007" and run("number", 5e-5) == "5.0·10⁻⁵"
+    assert run("power", 7.1e-15) == "7.1·10⁻¹⁵" and run("power", 0) == "0" and run("power", 2e12) == "2.0·10¹²"
+    for n in (1, 1023, 1024, 4 * 2**20, 293_601_280, 5 * 2**30, 3 * 2**42, 2**55):
+        assert run("bytes", n).replace(",", "") == binary(n)
 
 
 def test_the_decay_dial_knows_every_head_of_every_layer():

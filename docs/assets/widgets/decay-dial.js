@@ -32,7 +32,7 @@ export function isSoftmax(layer) {
 const percent = (x) => (x < 1e-4 ? "under 0.01 %" : `${number(100 * x, x > 0.99 && x < 1 ? 6 : 3)} %`);
 
 export function mount(place) {
-  let head = 16, layer = 0;
+  let head = 40, layer = 0;
   const words = TEXT.split(" ").map((word) => el("span", { class: "word" }, word));
   const bars = LAGS.map(() => el("span", { class: "fill" }));
   const shares = LAGS.map(() => el("td"));

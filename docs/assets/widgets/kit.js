@@ -45,7 +45,9 @@ export function voice() {
   node.say = (...words) => {
     seen.replaceChildren(...words);
     clearTimeout(wait);
-    wait = setTimeout(() => { heard.textContent = seen.textContent; }, 400);
+    const tell = () => { heard.textContent = seen.textContent; };
+    if (heard.textContent) wait = setTimeout(tell, 400);
+    else tell(); // the first line is part of the page, no news
   };
   return node;
 }

@@ -4,7 +4,7 @@ import { button, el, number, row, slider, strong, voice } from "./kit.js";
 const NAMES = "ABCD", TOP = 2;
 export const EXPERTS = [[1, 0.4], [-0.4, 1], [-1, -0.4], [0.4, -1]];
 const SPREAD = [[0.6, 0.1], [0.3, 0.6], [-0.15, 0.55], [-0.6, 0.3], [-0.55, -0.2], [-0.1, -0.7], [0.2, -0.5], [0.6, -0.4]];
-const CROWD = SPREAD.map(([x, y]) => [0.55 + x / 5, 0.5 + y / 5]);
+const CROWD = SPREAD.map(([x, y]) => [0.5 + x / 2.5, 0.5 + y / 2.5]);
 
 /** A token's logits: how far it points each expert's way, times a gain. */
 export function logitsOf(token, gain) {
