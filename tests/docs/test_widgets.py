@@ -64,7 +64,7 @@ def test_numbers_in_words_say_the_number():
     run = call("kit")
     assert run("number", -0.5) == "−0.5" and run("number", 14007.1, 5) == "14,007" and run("number", 5e-5) == "5.0·10⁻⁵"
     assert run("power", 7.1e-15) == "7.1·10⁻¹⁵" and run("power", 0) == "0" and run("power", 2e12) == "2.0·10¹²"
-    for n in (1, 1023, 1024, 4 * 2**20, 293_601_280, 5 * 2**30, 3 * 2**42, 2**55):
+    for n in (1, 1023, 1024, 4 * 2**20, 293_601_280, 5 * 2**30, 3 * 2**42):
         assert run("bytes", n).replace(",", "") == binary(n)
 
 
