@@ -1,0 +1,222 @@
+"""The widgets of the site compute what the reference computes.
+
+Their functions run here in a JavaScript engine without a browser; drawing is looked at by people.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from close import assert_same
+from minimax_numpy import MiniMaxConfig, ops
+from minimax_numpy.config import HYBRID, LIGHTNING, SOFTMAX
+from minimax_numpy.counts import binary, count
+from minimax_numpy.trace import round_to
+from py_mini_racer import MiniRacer
+
+FOLDER = Path(__file__).parents[2] / "docs" / "assets" / "widgets"
+PAGE = Path(__file__).parents[2] / "docs" / "concepts" / "playground.md"
+
+
+def call(widget):
+    """A function that calls those of a widget: numbers and lists go in and come out."""
+    source = (FOLDER / f"{widget}.js").read_text(encoding="utf-8")
+    source = re.sub(r"^import .*\n", "", source, flags=re.MULTILINE)  # drawing only
+    engine = MiniRacer()
+    engine.eval(re.sub(r"^export ", "", source, flags=re.MULTILINE))
+
+    def run(function, *arguments):
+        told = ", ".join(json.dumps(x.tolist() if isinstance(x, np.ndarray) else x) for x in arguments)
+        return json.loads(engine.eval(f"JSON.stringify({function}({told}))"))
+
+    return run
+
+
+def heads(x):
+    """(T, d) → (1, 1, T, d)"""
+    return np.asarray(x, float)[None, None]
+
+
+def qkv(T, d, e, seed):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((T, d)), rng.standard_normal((T, d)), rng.standard_normal((T, e))
+
+
+def test_every_widget_is_on_the_page_and_has_a_figure():
+    text = PAGE.read_text(encoding="utf-8")
+    shown = re.findall(r'data-widget="([\w-]+)".*\n--8<-- "assets/figures/([\w-]+)\.svg"', text)
+    files = {file.stem for file in FOLDER.glob("*.js")} - {"kit", "load"}
+    assert {name for name, _ in shown} == files
+    assert all(name == figure for name, figure in shown)
+
+
+def test_no_widget_loads_anything_from_elsewhere():
+    for file in FOLDER.iterdir():
+        text = file.read_text(encoding="utf-8")
+        assert set(re.findall(r"https?:[^\"')\s]+", text)) <= {"http://www.w3.org/2000/svg"}, file.name
+        assert re.findall(r'^import .* from "(.*)"', text, re.MULTILINE) in ([], ["./kit.js"]), file.name
+
+
+def test_numbers_in_words_say_the_number():
+    run = call("kit")
+    assert run("number", -0.5) == "−0.5" and run("number", 14007.1, 5) == "14,007" and run("number", 5e-5) == "5.0·10⁻⁵"
+    assert run("power", 7.1e-15) == "7.1·10⁻¹⁵" and run("power", 0) == "0" and run("power", 2e12) == "2.0·10¹²"
+    for n in (1, 1023, 1024, 4 * 2**20, 293_601_280, 5 * 2**30, 3 * 2**42):
+        assert run("bytes", n).replace(",", "") == binary(n)
+
+
+def test_the_decay_dial_knows_every_head_of_every_layer():
+    run = call("decay-dial")
+    for layer in (0, 1, 40, 78, 79):
+        slopes = [run("slope", head, layer) for head in range(1, 65)]
+        np.testing.assert_allclose(slopes, ops.decay_slopes(64, layer, 80), rtol=1e-14)  # two libraries' powers
+    assert run("halfLife", ops.decay_slopes(64, 78, 80)[63]) == pytest.approx(14_007, abs=0.5)
+    assert run("left", 0.3, 7) == pytest.approx(math.exp(-2.1), rel=1e-14)
+
+
+def test_the_decay_dial_knows_the_softmax_layers():
+    run = call("decay-dial")
+    kinds = MiniMaxConfig.text_01().layer_types
+    assert [run("isSoftmax", layer) for layer in range(80)] == [kind == SOFTMAX for kind in kinds]
+
+
+@pytest.mark.parametrize("s", [0.0, 0.25, math.log(2), 3.0])
+def test_the_step_machine_is_the_recurrence(s):
+    """Eleven tokens of three terms each; S and o after every token."""
+    run = call("step-machine")
+    q, k, v = qkv(11, 4, 4, seed=1)
+    tokens = [{"q": a.tolist(), "k": b.tolist(), "v": c.tolist()} for a, b, c in zip(q, k, v)]
+    now, state = run("start"), None
+    for t in range(11):
+        part = slice(t, t + 1)
+        out, state = ops.lightning_attention_recurrent(
+            heads(q[part]), heads(k[part]), heads(v[part]), np.array([s]), state
+        )
+        phases = []
+        for _ in range(3):
+            now = run("step", now, tokens, s)
+            phases.append(now["phase"])
+        assert phases == ["decay", "write", "read"] and now["token"] == t
+        assert_same(now["out"], out[0, 0, 0])
+        assert_same(now["S"], state[0, 0])
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5, 8])
+@pytest.mark.parametrize("s", [0.0, 0.2, 1.0])
+def test_the_chunk_cutter_is_the_direct_and_the_chunked_form(cut, s):
+    """Both its ways, and the state that it carries over the cut."""
+    run = call("chunk-cutter")
+    q, k, v = qkv(9, 2, 3, seed=cut)
+    slopes = np.array([s])
+    whole, _ = ops.lightning_attention_direct(heads(q), heads(k), heads(v), slopes)
+    first, state = ops.lightning_attention_chunked(heads(q[:cut]), heads(k[:cut]), heads(v[:cut]), slopes, chunk=cut)
+    second, _ = ops.lightning_attention_chunked(heads(q[cut:]), heads(k[cut:]), heads(v[cut:]), slopes, state, chunk=9)
+    halves = run("cutInTwo", q, k, v, s, cut)
+    assert_same(run("direct", q, k, v, s), whole[0, 0])
+    assert_same(halves["state"], state[0, 0])
+    assert_same(halves["out"], np.concatenate([first, second], axis=2)[0, 0])
+
+
+def test_the_chunk_cutter_finds_a_difference_where_there_is_one():
+    run = call("chunk-cutter")
+    assert run("largestDifference", [[1.0], [2.0]], [[1.0], [2.5]]) == 0.5
+
+
+def test_the_chunk_cutters_own_tokens_agree_to_rounding_wherever_they_are_cut():
+    run = call("chunk-cutter")
+    for T in range(4, 13):
+        own = run("tokens", T)
+        q, k, v = own["q"], own["k"], own["v"]
+        whole = run("direct", q, k, v, 0.2)
+        differences = [run("largestDifference", whole, run("cutInTwo", q, k, v, 0.2, c)["out"]) for c in range(1, T)]
+        assert max(differences) < 1e-13  # outputs are below 100
+
+
+def awkward_numbers(dtype):
+    """Ties, subnormals, the largest numbers and what lies beyond them, and a thousand others."""
+    rng = np.random.default_rng(0)
+    lively = rng.standard_normal(1000) * 2.0 ** rng.integers(-28, 17, 1000)
+    ties = 1 + np.arange(64) / 2**12
+    edges = [0, 2**-24, 2**-25, 1.5 * 2**-24, 2**-14, 65504, 65519, 1 + 2**-24, 1 + 2**-8, 1 + 3 * 2**-8]
+    x = np.concatenate([lively, ties, edges])
+    x = np.concatenate([x, -x])
+    return x[np.abs(x) < 65520] if dtype == "float16" else x  # JSON has no infinity
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_the_rounding_lens_rounds_to_the_same_numbers(dtype):
+    """Bit for bit: rounding has one right answer."""
+    run = call("rounding-lens")
+    x = awkward_numbers(dtype)
+    rounded = run(f"((xs) => xs.map((x) => roundTo(x, '{dtype}')))", x)
+    np.testing.assert_array_equal(rounded, round_to(x, dtype))
+
+
+def test_the_rounding_lens_overflows_where_float16_does():
+    run = call("rounding-lens")
+    assert run("((x) => roundTo(x, 'float16') === Infinity)", 65520.0)
+    assert not run("((x) => roundTo(x, 'float16') === Infinity)", 65519.99)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("s, n", [(0.0, 40), (math.log(2) / 64, 300), (math.log(2) / 1024, 3000)])
+def test_the_rounding_lens_adds_up_to_the_same_sum(dtype, s, n):
+    """Every product and sum rounded; the only room is one exponential, where libraries may differ in the last bit."""
+    run = call("rounding-lens")
+    written = round_to(np.arange(1, n + 1) * 0.6180339887498949 % 1, dtype)
+    keep, S = round_to(np.exp([-s]), dtype), np.zeros(1)
+    for x in written:
+        S = round_to(round_to(keep * S, dtype) + x, dtype)
+    assert run("accumulate", s, n, dtype) == pytest.approx(S[0], rel=1e-11 if dtype == "float64" else 0)
+
+
+def test_the_rounding_lens_shows_the_bits_that_numpy_has():
+    run = call("rounding-lens")
+    assert run("bitsOf", 1.25, "float16") == "1" + format(int(np.float16(1.25).view(np.uint16)) & 0x3FF, "010b")
+    for x in (math.pi, 44.872063, 0.001):
+        wide = int(np.float64(x).view(np.uint64)) & (2**52 - 1)
+        assert run("bitsOf", x, "float64") == "1" + format(wide, "052b")
+
+
+def test_the_rounding_lens_counts_right_bits():
+    """An error of 2^-k leaves k bits; none at all leaves all that the type has."""
+    run = call("rounding-lens")
+    assert run("rightBits", 1 + 2**-5, 1.0, "bfloat16") == 5
+    assert run("rightBits", 1.0, 1.0, "bfloat16") == 8
+    assert run("rightBits", 1 + 2**-30, 1.0, "float16") == 11
+    assert run("rightBits", 9.0, 1.0, "float32") == 0
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_the_router_routes_and_weighs_like_the_reference(k):
+    run = call("router")
+    logits = np.random.default_rng(k).standard_normal((12, 4)) * 3
+    logits[:2] = [[1.0, 2.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0]]  # among equals the lower index
+    weights, indices = ops.route(logits, top_k=k)
+    routed = [run("route", row, k) for row in logits]
+    np.testing.assert_array_equal([r["indices"] for r in routed], indices)
+    assert_same([r["weights"] for r in routed], weights)
+    assert_same(run("balanceLoss", logits, k), ops.load_balancing_loss([logits[None]], k))
+    assert_same(run("load", logits, k), np.bincount(indices.ravel(), minlength=4) / 12)
+
+
+def test_the_routers_logits_are_a_linear_map():
+    run = call("router")
+    experts = np.array([[1, 0.4], [-0.4, 1], [-1, -0.4], [0.4, -1]])
+    token = np.array([0.3, -0.7])
+    assert_same(run("logitsOf", token, 2.5), 2.5 * ops.linear(token[None], experts)[0])
+
+
+@pytest.mark.parametrize("pattern, length", [("7:1", 1), ("7:1", 2**20), ("half", 1000), ("all", 1000), ("none", 7)])
+def test_the_layer_pattern_counts_like_the_reference(pattern, length):
+    """To the byte and to the operation."""
+    run = call("layer-pattern")
+    kinds = {"7:1": HYBRID * 10, "half": (LIGHTNING, SOFTMAX) * 40, "all": (LIGHTNING,) * 80, "none": (SOFTMAX,) * 80}
+    config = MiniMaxConfig(layer_types=kinds[pattern])
+    counts, many = count(config, length), config.layer_types.count(SOFTMAX)
+    assert run("stateBytes", 80 - many) == counts.state_bytes
+    assert run("kvBytes", many, length) == counts.kv_bytes_per_token * length
+    assert run("flops", 80 - many, many, length) == counts.flops_per_token
