@@ -13,6 +13,7 @@ missing, too much or of another shape raises, and nothing is ever filled in at r
 import copy
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -558,7 +559,7 @@ def as_quantization(config) -> tuple[str | None, torch.dtype | None]:
         config = transformers.BitsAndBytesConfig.from_dict(config)
     if not isinstance(config, transformers.BitsAndBytesConfig) or not (config.load_in_4bit or config.load_in_8bit):
         told = config if isinstance(config, bool | str) else type(config).__name__
-        asked = "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4') or (load_in_8bit=True)"
+        asked = "BitsAndBytesConfig(load_in_4bit=True) or (load_in_8bit=True)"
         raise TypeError(f"quantization_config is {told!r}, which asks for no bits; give a {asked}.")
     left_out = set(config.llm_int8_skip_modules or ()) - {"lm_head"}
     if left_out or config.llm_int8_has_fp16_weight:
@@ -568,8 +569,10 @@ def as_quantization(config) -> tuple[str | None, torch.dtype | None]:
         )
     if config.load_in_8bit:
         return "int8", None
-    if config.bnb_4bit_quant_type != "nf4":
-        raise ValueError(f"bnb_4bit_quant_type is {config.bnb_4bit_quant_type!r}; ask for 'nf4', the one offered.")
+    if config.bnb_4bit_quant_type != "nf4":  # "fp4" is what load_in_4bit=True alone asks for
+        warnings.warn(
+            "bnb_4bit_quant_type is 'fp4'; the 4 bits here are always NF4's.", stacklevel=2
+        )
     wanted = config.bnb_4bit_compute_dtype
     return "nf4-double" if config.bnb_4bit_use_double_quant else "nf4", None if wanted == torch.float32 else wanted
 

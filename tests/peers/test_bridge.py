@@ -710,6 +710,15 @@ def test_every_expert_is_in_four_bits(folder, double):
     assert generate(model, num_beams=2) == generate(model, num_beams=2, use_cache=False)
 
 
+def test_four_bits_are_nf4s(folder):
+    """``load_in_4bit=True`` alone asks for "fp4" by its default; it gets NF4, and is told so."""
+    with pytest.warns(UserWarning, match="always NF4's") as told:
+        wanted = transformers.BitsAndBytesConfig(load_in_4bit=True)
+        model = AutoModelForCausalLM.from_pretrained(folder(), quantization_config=wanted)
+    assert_one_sentence(told[0].message)
+    assert {layer.mlp.experts.down_proj.kind for layer in model.model.layers} == {"nf4"}
+
+
 def test_eight_bits(folder):
     """As a BitsAndBytesConfig or as the dictionary of one; what is computed in is dtype's affair."""
     for asked in (transformers.BitsAndBytesConfig(load_in_8bit=True), {"load_in_8bit": True}):
@@ -779,7 +788,6 @@ def test_calls_that_are_refused(model, asked, fragment):
 REFUSED_LOADS = {
     "no configuration of quantisation": ({"quantization_config": True}, "BitsAndBytesConfig"),
     "no bits asked for": ({"quantization_config": {"bnb_4bit_quant_type": "nf4"}}, "no bits"),
-    "fp4": ({"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}}, "nf4"),
     "an unknown type": ({"dtype": torch.int8}, "int8"),
     "a way to attend that is not installed": ({"attn_implementation": "flash_attention_2"}, "flash_attention_2"),
     "modules left out of quantisation": (
