@@ -6,11 +6,8 @@ if (places.length) {
   const style = document.createElement("link");
   style.rel = "stylesheet";
   style.href = new URL("widgets.css", import.meta.url);
-  style.onload = async () => {
-    for (const place of places) {
-      const { mount } = await import(`./${place.dataset.widget}.js`);
-      mount(place);
-    }
+  style.onload = () => {
+    for (const place of places) import(`./${place.dataset.widget}.js`).then(({ mount }) => mount(place));
   };
   document.head.append(style);
 }
