@@ -34,7 +34,8 @@ class Counts:
 
 def count(config: MiniMaxConfig, length: int = 1) -> Counts:
     """Count a model; ``length`` tokens are in the cache, the one whose FLOPs are counted among them."""
-    shapes = {name: prod(shape) for name, shape in config.parameter_shapes().items()}
+    axes = config.parameter_shapes()
+    shapes = {name: prod(shape) for name, shape in axes.items()}
     kinds = config.layer_types
 
     def one(kind: str) -> int:
@@ -47,7 +48,7 @@ def count(config: MiniMaxConfig, length: int = 1) -> Counts:
     router = config.num_local_experts * config.hidden_size
     idle = (config.num_local_experts - config.num_experts_per_tok) * expert * len(kinds)
     activated = total - embedding - head - idle
-    vectors = sum(n for name, n in shapes.items() if len(config.parameter_shapes()[name]) == 1)
+    vectors = sum(n for name, n in shapes.items() if len(axes[name]) == 1)
 
     H, G, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     lightning = kinds.count(LIGHTNING)

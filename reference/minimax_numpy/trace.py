@@ -69,6 +69,8 @@ def round_to(x: np.ndarray, dtype: str) -> np.ndarray:
 
     >>> round_to(np.array([1.00390625, 1.01171875]), "bfloat16")
     array([1.      , 1.015625])
+    >>> round_to(np.array(1.00390625), "bfloat16").shape
+    ()
     """
     if dtype not in UNIT_ROUNDOFF:
         raise ValueError(f"dtype is {dtype!r}; there are {', '.join(UNIT_ROUNDOFF)}.")
@@ -79,7 +81,7 @@ def round_to(x: np.ndarray, dtype: str) -> np.ndarray:
 
 def float32_to_bfloat16(x: np.ndarray) -> np.ndarray:
     """The 16 bits of each bfloat16, as uint16: NumPy has no such type."""
-    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+    bits = np.asarray(x, dtype=np.float32, order="C").view(np.uint32)
     rounded = bits + 0x7FFF + ((bits >> 16) & 1)  # to nearest, ties to even
     return np.where(np.isnan(x), (bits >> 16) | 0x40, rounded >> 16).astype(np.uint16)
 
