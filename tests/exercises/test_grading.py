@@ -29,7 +29,7 @@ def test_the_module_has_ten_tasks_and_a_hundred_points():
         assert len({case.label for case in EXERCISES[n].task.cases(np.random.default_rng(0))}) >= 3
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_solutions_are_right_whatever_the_seed(seed):
     """And the known mistakes wrong: no seed draws numbers that hide one, or that make it look like another."""
     from minimax_numpy.check.exercises.functions import run, tell

@@ -15,7 +15,7 @@ number(
     "A query meets two keys with scores 0 and ln 3. Their values are 1 and 5. What does softmax attention return?",
     minutes=3,
     difficulty=1,
-    solution="1/4 * 1 + 3/4 * 5",
+    solution="1 / 4 * 1 + 3 / 4 * 5",
     reason="e⁰ = 1 and e^(ln 3) = 3, so the weights are 1/4 and 3/4: a lookup that reads mostly the second entry.",
     hints=("Exponentiate both scores first.", "The weights are 1/(1 + 3) and 3/(1 + 3)."),
     mistakes=(

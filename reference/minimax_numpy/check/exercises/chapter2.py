@@ -16,7 +16,7 @@ number(
     "output of the fourth token?",
     minutes=4,
     difficulty=1,
-    solution="1 + 1/2 + 1/4 + 1/8",
+    solution="1 + 1 / 2 + 1 / 4 + 1 / 8",
     reason="Decay, write, read: S goes 1, 1.5, 1.75, 1.875. A token sees itself undecayed.",
     hints=("Keep S on paper: decay it, add k v, then read q S.", "S after two tokens is 1/2 · 1 + 1 = 1.5."),
     mistakes=(

@@ -16,7 +16,7 @@ number(
     "relative error of rounding to nearest?",
     minutes=3,
     difficulty=1,
-    solution="2.0 ** -8",
+    solution="2.0**-8",
     reason="Between 1 and 2 the spacing is 2^(−7), and rounding to nearest errs by at most half of it.",
     hints=("How far apart are neighbours between 1 and 2?", "Rounding errs by half the spacing at most."),
     mistakes=(
@@ -37,7 +37,7 @@ number(
     "number does it stand still?",
     minutes=5,
     difficulty=2,
-    solution="2 ** 8",
+    solution="2**8",
     reason="At 256 the spacing is 2; 257 lies half-way and goes to the even neighbour, 256. A state must be float32.",
     hints=("At what size is the spacing of bfloat16 numbers 2?", "256 + 1 is half-way between 256 and 258."),
     mistakes=(

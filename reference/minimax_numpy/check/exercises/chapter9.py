@@ -175,7 +175,7 @@ for _i, (_title, _minutes, _difficulty, _first, _second, _reason) in enumerate(D
             "Answer with the mistake's name, a key of `minimax_numpy.check.DEFECTS`.",
             (_first, _second),
             f"print(broken({_i}))\nanswer = ...  # the name of the mistake\n",
-            repr(KEYS[_i - 1]),
+            f'"{KEYS[_i - 1]}"',
             _reason,
             judge_diagnosis,
         )
