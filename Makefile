@@ -28,6 +28,7 @@ docs: .venv/docs  ## build the site into site/
 generated: .venv/test  ## make again what is made by scripts: notebooks, figures, lists of the API, defects
 	$(BIN)/python tests/notebooks/remake.py
 	$(BIN)/python docs/figures/model.py
+	$(BIN)/python docs/figures/recall.py
 	$(BIN)/python docs/reference/make_api.py
 	$(BIN)/python docs/proof/make_defects.py
 
