@@ -96,8 +96,9 @@ plt.show()
 # %% [markdown]
 # ## 4 · How fast did they learn
 #
-# The loss of every 20 steps, each seed a line. Dashes mark where the number of pairs grew. This is the
-# other half of the finding: what a model has not learned in 800 steps it may learn in more.
+# The loss of every 20 steps, each seed a line. Dashes mark where the number of pairs grew. Look at step 200: two of
+# the three lightning models have not yet learned to look up 8 pairs, and never will. So the gap above is one of
+# learning as well as of room.
 
 # %%
 fig, ax = plt.subplots()
@@ -233,7 +234,7 @@ ax.set_title("A state is full long before it is d × d pairs old")
 plt.show()
 
 # %% [markdown]
-# A layer has four heads, and a model several layers, so a trained model does better than one state; but a state
+# A layer has four heads, and a model several layers, so a trained model has more room than one state; but a state
 # that is full stays full, while softmax attention adds a slot for every token.
 #
 # ## 8 · Train a pair yourself
@@ -253,9 +254,11 @@ if TRAIN:
 # %% [markdown]
 # ## In three lines
 #
-# - FILL1
+# - Told 64 pairs, three lightning layers and a softmax layer answer 98 to 99 % rightly, lightning alone
+#   15 to 41 %.
 # - The softmax layer looks at the value, not at the key: lightning layers below have written the key beside it.
-# - Few seeds, small models, one schedule: the gap says what was learned in 800 steps, not what could be.
+# - Few seeds, small models, one schedule: the gap says what was learned in 800 steps, not
+#   what could be.
 #
 # ## Try it
 #

@@ -46,7 +46,7 @@ def test_a_stored_model_recalls_what_was_measured(pattern, package):
 def test_the_hybrid_recalls_what_lightning_alone_does_not():
     """With every seed, not on average."""
     right = {pattern: np.array(measured["accuracy"][pattern])[:, -1] for pattern in PATTERNS}
-    assert right["LLLS"].min() > 2 * right["LLLL"].max()
+    assert right["LLLS"].min() > 0.97 and right["LLLL"].max() < 0.5
 
 
 @pytest.mark.parametrize("pairs, low, high", [(8, 0.9, 1.0), (64, 0.6, 0.8)])
