@@ -29,6 +29,7 @@ generated: .venv/test  ## make again what is made by scripts: notebooks, figures
 	$(BIN)/python tests/notebooks/remake.py
 	$(BIN)/python docs/figures/model.py
 	$(BIN)/python docs/figures/widgets.py
+	$(BIN)/python docs/figures/recall.py
 	$(BIN)/python docs/reference/make_api.py
 	$(BIN)/python docs/reference/make_tables.py
 	$(BIN)/python docs/reference/make_exercises.py
