@@ -570,9 +570,7 @@ def as_quantization(config) -> tuple[str | None, torch.dtype | None]:
     if config.load_in_8bit:
         return "int8", None
     if config.bnb_4bit_quant_type != "nf4":  # "fp4" is what load_in_4bit=True alone asks for
-        warnings.warn(
-            "bnb_4bit_quant_type is 'fp4'; the 4 bits here are always NF4's.", stacklevel=2
-        )
+        warnings.warn("bnb_4bit_quant_type is 'fp4'; the 4 bits here are always NF4's.", stacklevel=2)
     wanted = config.bnb_4bit_compute_dtype
     return "nf4-double" if config.bnb_4bit_use_double_quant else "nf4", None if wanted == torch.float32 else wanted
 
