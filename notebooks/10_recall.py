@@ -22,6 +22,7 @@ import json
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from minimax_numpy import Cache, MiniMaxForCausalLM, ops
 from minimax_numpy.trace import Trace, recording
 from recall.task import HERE, KEYS, accuracy, draw
@@ -108,7 +109,7 @@ for name in NAMES:
         ax.plot(20 * np.arange(1, len(losses) + 1), losses, color=COLOURS[name], lw=1, label=label)
 for step in np.cumsum([steps for _, steps in measured["schedule"]])[:-1]:
     ax.axvline(step, color=GREY, lw=0.8, ls="--")
-ax.set(xlabel="step", ylabel="loss, nats an answer")
+ax.set(xlabel="step", ylabel="loss, nats an answer", ylim=(0, 3.5))
 ax.legend(frameon=False)
 ax.set_title("The same schedule for all")
 plt.show()
@@ -142,9 +143,10 @@ ids, answers = draw(np.random.default_rng(3), rows=64, pairs=N)
 own_key = places(ids, N)  # the value stands one further
 weights = looks(models["LLLS"], 3, ids)[:, :, 2 * N :]  # (B, H, N, 3N), the questions' rows
 
+fade = LinearSegmentedColormap.from_list("fade", [f"{ORANGE}00", ORANGE])  # from nothing to orange
 fig, axes = plt.subplots(1, 4, figsize=(9, 2.6), sharey=True)
 for head, ax in enumerate(axes):
-    ax.imshow(weights[0, head], cmap="Oranges", vmin=0, vmax=1, aspect="auto")
+    ax.imshow(weights[0, head], cmap=fade, vmin=0, vmax=1, aspect="auto")
     ax.scatter(own_key[0] + 1, np.arange(N), s=14, facecolors="none", edgecolors=BLUE)
     ax.set(title=f"head {head}", xlabel="position")
 axes[0].set_ylabel("question")
