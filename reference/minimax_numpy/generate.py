@@ -269,7 +269,6 @@ def sample(
         p = np.where(np.cumsum(p, axis=-1) - p < top_p, p, 0)  # what comes before a token, so the first always stays
     reached = np.cumsum(p, axis=-1)
     drawn = (reached <= uniforms[:, None] * reached[:, -1:]).sum(axis=-1)
-    drawn = np.minimum(drawn, (p > 0).sum(axis=-1) - 1)  # where u, times the sum, rounds to the sum
     return np.take_along_axis(order, drawn[:, None], axis=-1)[:, 0]
 
 

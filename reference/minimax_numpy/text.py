@@ -56,6 +56,8 @@ class Tokenizer:
         ``<end_of_sentence>`` inside a text becomes the marker, as everywhere: clean what strangers send you.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
+        if not texts:
+            raise ValueError("There is no text; give at least one.")
         for row, text in enumerate(texts):
             if not isinstance(text, str):
                 raise ValueError(f"Text {row} is a {type(text).__name__}; it should be a string.")
@@ -73,8 +75,14 @@ class Tokenizer:
         return self.encode([self.render(messages) for messages in chats], add_special_tokens=False)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """The text of one row of ids. Bytes that make no character come out as U+FFFD."""
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        """The text of one row of ids. Bytes that make no character come out as U+FFFD.
+
+        Raises ValueError on an id below 0; one beyond the vocabulary has no text.
+        """
+        row = [int(i) for i in ids]
+        if min(row, default=0) < 0:
+            raise ValueError(f"Token id {min(row)} is below 0; ids count from 0.")
+        return self.backend.decode(row, skip_special_tokens=skip_special_tokens)
 
     def stream(self) -> "TextStream":
         """Decode one row, token by token."""

@@ -123,7 +123,7 @@ def test_drawing_is_its_definition(seed, top_k, top_p, temperature):
 
 
 def test_the_largest_number_draws_the_last_token_that_may_be_drawn():
-    """Where u times the sum rounds to the sum, nothing lies beyond it."""
+    """However near u is to 1, nothing lies beyond it."""
     logits = np.log(np.array([[0.7, 0.2, 0.1]])) + np.array([[3.3]])
     almost = np.array([np.nextafter(1, 0)])
     for top_p, last in ((None, 2), (0.8, 1), (0.5, 0)):

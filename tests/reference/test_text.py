@@ -163,6 +163,10 @@ def test_bad_texts_are_refused():
     for text, told in ((5, "Text 1 is a int"), (None, "Text 1 is a NoneType"), ("\ud83d", "Text 1 is no Unicode")):
         with pytest.raises(ValueError, match=told):
             TOKENIZER.encode(["fine", text])
+    with pytest.raises(ValueError, match="no text"):
+        TOKENIZER.encode([])
+    with pytest.raises(ValueError, match="Token id -1 is below 0"):
+        TOKENIZER.decode([5, -1])
 
 
 def test_a_folder_without_tokenizer_or_template_says_so(folder):
