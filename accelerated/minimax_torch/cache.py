@@ -7,14 +7,23 @@ from weakref import WeakSet
 import minimax_numpy.cache as reference
 import torch
 from jaxtyping import Float, Int
-from minimax_numpy.cache import LightningMemory, Snapshot, check_rows, check_whole
+from minimax_numpy.cache import LightningMemory, Snapshot, check_rows, check_whole, fingerprint_of
 from minimax_numpy.cache_file import read_cache, save_cache
 from minimax_numpy.config import LIGHTNING, MiniMaxConfig
 from torch import Tensor
 
 from .shapes import GroupedKeys, GroupedValues, Lengths, Mask, Positions
 
-__all__ = ["Cache", "LightningMemory", "Snapshot", "SoftmaxMemory", "check_rows", "check_whole", "held_positions"]
+__all__ = [
+    "Cache",
+    "LightningMemory",
+    "Snapshot",
+    "SoftmaxMemory",
+    "check_rows",
+    "check_whole",
+    "fingerprint_of",
+    "held_positions",
+]
 
 
 def held_positions(lengths: Lengths, window: int) -> Int[Tensor, "B J"]:
@@ -151,8 +160,9 @@ class Cache(reference.Cache):
     @classmethod
     def load(cls, path: str | os.PathLike, device: torch.device | str | None = None) -> "Cache":
         """Twin of [load][minimax_numpy.cache.Cache.load]; bfloat16 stays what it is."""
-        config, dtype, lengths, layers = read_cache(path)
+        config, dtype, lengths, layers, fingerprint = read_cache(path)
         cache = cls(config, len(lengths))
+        cache.belong_to(fingerprint)
         cache.lengths = torch.from_numpy(lengths).to(device)
         cache.dtype = None if dtype is None else getattr(torch, dtype)
         for layer, found in zip(cache.layers, layers, strict=True):

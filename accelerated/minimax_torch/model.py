@@ -22,7 +22,7 @@ from minimax_numpy.quantize import check_kind, is_quantized
 from torch import Tensor, nn
 
 from . import ops
-from .cache import Cache, held_positions, to_bits
+from .cache import Cache, fingerprint_of, held_positions, to_bits
 from .layers import DecoderLayer, RMSNorm, Step
 from .ops.attention import check_implementation
 from .quantize import Quantized, quantize, replace_parameter
@@ -39,6 +39,7 @@ class Pretrained(nn.Module):
     """The name that config.json calls this model by; a subclass goes by it too."""
     streamed: Streamed | None = None
     """The weights, where they are read from the shards as they are used."""
+    _known: tuple[Any, int | None] = (None, None)  # the first router, and its fingerprint
 
     def __init__(
         self,
@@ -94,6 +95,16 @@ class Pretrained(nn.Module):
         quantized = {name: module for name, module in self.named_modules() if isinstance(module, Quantized)}
         whole = {name: x for name, x in self.state_dict().items() if name.rpartition(".")[0] not in quantized}
         return {prefix + name: x for name, x in {**whole, **quantized}.items()}
+
+    @property
+    def fingerprint(self) -> int | None:
+        """Tells these weights from others; a router that is trained, or loaded in place, keeps its first one."""
+        body: Any = getattr(self, "model", self)
+        router = body.layers[0].mlp.gate.weight
+        if router is not self._known[0]:
+            known = None if router.is_meta else fingerprint_of(router.detach().float().cpu().numpy())
+            self._known = router, known
+        return self._known[1]
 
     @property
     def device(self) -> torch.device:
@@ -179,6 +190,8 @@ class MiniMaxModel(Pretrained):
         if cache is not None:
             check_cache(self.config, cache, x, cu_seqlens)
         memory = cache or Cache(self.config, len(x) if cu_seqlens is None else len(cu_seqlens) - 1, x.device)
+        if cache is not None or use_cache:
+            memory.belong_to(self.fingerprint)
         step, lengths = plan_step(self.config, x.shape[:2], mask, position_ids, memory.lengths, cu_seqlens)
 
         hidden_states, router_logits = [x], []

@@ -10,6 +10,7 @@ another still reads; only then are they copied.
 
 import copy
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -194,6 +195,7 @@ class Cache:
             raise ValueError(f"batch_size is {batch_size}; a cache holds at least one row.")
         self.config = config
         self.dtype: Any = None
+        self.fingerprint: int | None = None  # of the model's weights
         self.lengths: Any = np.zeros(batch_size, np.int64)
         self.layers: list[Any] = [
             LightningMemory() if kind == LIGHTNING else SoftmaxMemory(config.sliding_window)
@@ -206,6 +208,15 @@ class Cache:
     def nbytes(self) -> int:
         """Bytes held by all layers."""
         return sum(layer.nbytes for layer in self.layers)
+
+    def belong_to(self, fingerprint: int | None) -> None:
+        """Be the cache of the weights with this fingerprint; None is not known, and is not asked about.
+
+        Raises ValueError where it is that of others: nothing in a state would show it.
+        """
+        if None not in (self.fingerprint, fingerprint) and self.fingerprint != fingerprint:
+            raise ValueError("The cache was made by a model with other weights; start a new one.")
+        self.fingerprint = self.fingerprint if fingerprint is None else fingerprint
 
     @contextmanager
     def advancing(self, lengths: Int[Any, "B"], dtype: Any) -> Iterator[None]:
@@ -281,8 +292,9 @@ class Cache:
 
         Raises FileNotFoundError, or ValueError where the file is no cache or is damaged.
         """
-        config, dtype, lengths, layers = read_cache(path)
+        config, dtype, lengths, layers, fingerprint = read_cache(path)
         cache = cls(config, len(lengths))
+        cache.belong_to(fingerprint)
         cache.lengths, cache.dtype = lengths, dtype and np.dtype("float32" if dtype == "bfloat16" else dtype)
         for layer, found in zip(cache.layers, layers, strict=True):
             if isinstance(layer, LightningMemory):
@@ -290,6 +302,11 @@ class Cache:
             elif found:
                 layer._keep(np.stack([found["keys"], found["values"]]), lengths)
         return cache
+
+
+def fingerprint_of(router: Float[np.ndarray, "E D"]) -> int:
+    """Tells one model's weights from another's: the checksum of its first router, in float32."""
+    return zlib.crc32(np.asarray(router, np.float32).tobytes())
 
 
 def check_rows(rows, batch_size: int) -> Int[np.ndarray, "rows"]:

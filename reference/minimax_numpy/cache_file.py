@@ -27,11 +27,14 @@ def save_cache(path: str | os.PathLike, cache: Any, dtype: str, as_array: Callab
             if getattr(layer, name, None) is not None:
                 tensors[f"layers.{i}.{name}"] = as_array(getattr(layer, name))
     told = {"minimax-twin": "cache", "dtype": dtype, "config": json.dumps(cache.config.to_dict())}
+    told |= {} if cache.fingerprint is None else {"fingerprint": str(cache.fingerprint)}
     write_whole(path, lambda file: save_tensors(file, tensors, told))
 
 
-def read_cache(path: str | os.PathLike) -> tuple[MiniMaxConfig, str | None, Lengths, list[dict[str, np.ndarray]]]:
-    """Configuration, type, lengths and each layer's arrays; refuses a file that does not hold just those."""
+def read_cache(
+    path: str | os.PathLike,
+) -> tuple[MiniMaxConfig, str | None, Lengths, list[dict[str, np.ndarray]], int | None]:
+    """Configuration, type, lengths, each layer's arrays, and whose; refuses a file that does not hold just those."""
     path = Path(path)
     tensors = read_tensors(path)
     told = read_metadata(path)
@@ -48,11 +51,12 @@ def read_cache(path: str | os.PathLike) -> tuple[MiniMaxConfig, str | None, Leng
         if lengths.ndim != 1 or lengths.dtype != np.int64 or lengths.min() < 0:
             raise ValueError("its lengths are not the lengths of rows")
         layers = [_layer_tensors(config, i, lengths, tensors, dtype) for i in range(config.num_hidden_layers)]
+        fingerprint = int(told["fingerprint"]) if "fingerprint" in told else None
         if tensors:
             raise ValueError(f"it holds {sorted(tensors)[0]!r}, which no layer has")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged, or was altered: {str(error).strip('.')}.") from None
-    return config, dtype, lengths, layers
+    return config, dtype, lengths, layers, fingerprint
 
 
 def _layer_tensors(config: MiniMaxConfig, i: int, lengths: Lengths, tensors: dict, dtype: str | None) -> dict:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from . import ops
-from .cache import Cache, held_positions
+from .cache import Cache, fingerprint_of, held_positions
 from .checkpoint import load_weights, save_checkpoint
 from .config import MiniMaxConfig, is_router
 from .generate import Generates
@@ -66,6 +66,7 @@ class MiniMaxModel:
     def __init__(self, config: MiniMaxConfig, seed: int = 0, dtype=np.float32, weights: Mapping | None = None):
         self.config, self.dtype = config, check_dtype(dtype)
         self.weights: Mapping[str, Any] = weights or fresh_weights(config, self.head, seed, self.dtype)
+        self._known: tuple[Any, int | None] = (None, None)  # the first router, and its fingerprint
 
     @classmethod
     def from_pretrained(
@@ -95,6 +96,14 @@ class MiniMaxModel:
         else:
             weights = load_weights(path, config, cls.head, dtype, quantization, lm_head_dtype)
         return cls(config, dtype=weights["model.embed_tokens.weight"].dtype, weights=weights)
+
+    @property
+    def fingerprint(self) -> int | None:
+        """Tells these weights from others, for a cache to remember; None where they are not in memory."""
+        router = self.weights["model.layers.0.mlp.gate.weight"] if isinstance(self.weights, dict) else None
+        if router is not self._known[0]:
+            self._known = router, None if router is None else fingerprint_of(router)
+        return self._known[1]
 
     def save_pretrained(self, path: str | os.PathLike, max_shard_bytes: int = 5 * 10**9) -> None:
         """Write config.json and safetensors that transformers loads; nothing half-written is left behind.
@@ -149,6 +158,8 @@ class MiniMaxModel:
         if cache is not None:
             check_cache(self.config, cache, x, cu_seqlens)
         memory = cache or Cache(self.config, len(x) if cu_seqlens is None else len(cu_seqlens) - 1)
+        if cache is not None or use_cache:
+            memory.belong_to(self.fingerprint)
         step, lengths = plan_step(self.config, x.shape[:2], mask, position_ids, memory.lengths, cu_seqlens)
 
         hidden_states, router_logits = [x], []

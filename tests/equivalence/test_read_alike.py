@@ -44,7 +44,7 @@ EXTRA = {
     "ops.attention": {"QUERIES_AT_A_TIME", "IMPLEMENTATIONS", "check_implementation", "flash_attention"},
 }
 BORROWED = {
-    "cache": {"LightningMemory", "Snapshot", "check_rows", "check_whole"},
+    "cache": {"LightningMemory", "Snapshot", "fingerprint_of", "check_rows", "check_whole"},
     "model": {"fresh_weights", "check_held", "ModelOutput"},
     "streaming": {"Rows", "cut", "Scratch", "rows_of_experts"},
     "ops.losses": {"IGNORED"},

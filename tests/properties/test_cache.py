@@ -282,6 +282,21 @@ def test_an_interrupted_call_leaves_no_half_written_past(side, model):
 
 
 @both
+def test_a_cache_of_other_weights_is_refused(side, tmp_path):
+    """Nothing in a state would show it. From a file, too; the same weights in another object are welcome."""
+    model, other = SMALL["hybrid"], lively(SMALL["hybrid"].config, seed=1)
+    cache, ids = side.cache(model.config, 1), prompts(model.config, 1, 3)
+    show(side, model, cache, ids)
+    cache.save(tmp_path / "cache")
+    for used in (cache, cache.fork(), side.package.Cache.load(tmp_path / "cache")):
+        with pytest.raises(ValueError) as refused:
+            side.call(other, ids, cache=used)
+        assert_one_sentence(refused.value, "other weights")
+        side.ask(side.model(lively(model.config)), ids, cache=used)
+        assert array(used.lengths).tolist() == [6]
+
+
+@both
 def test_a_cache_that_does_not_fit_is_refused(side):
     """Of another configuration, batch, type or package: before any work, so the cache is as it was."""
     model = SMALL["hybrid"]
