@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from minimax_numpy.cache import LightningMemory, Snapshot, check_rows, check_whole, fingerprint_of
 from minimax_numpy.cache_file import read_cache, save_cache
-from minimax_numpy.config import LIGHTNING, MiniMaxConfig
+from minimax_numpy.config import MiniMaxConfig
 from torch import Tensor
 
 from .shapes import GroupedKeys, GroupedValues, Lengths, Mask, Positions
@@ -144,13 +144,11 @@ class SoftmaxMemory:
 class Cache(reference.Cache):
     """Twin of [Cache][minimax_numpy.cache.Cache]."""
 
+    _softmax_memory = SoftmaxMemory
+
     def __init__(self, config: MiniMaxConfig, batch_size: int, device: torch.device | str | None = None):
         super().__init__(config, batch_size)
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        self.layers = [
-            LightningMemory() if kind == LIGHTNING else SoftmaxMemory(config.sliding_window)
-            for kind in config.layer_types
-        ]
 
     def save(self, path: str | os.PathLike) -> None:
         """Twin of [save][minimax_numpy.cache.Cache.save]."""

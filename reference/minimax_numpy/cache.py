@@ -190,6 +190,8 @@ class Cache:
     Raises ValueError for a batch of no rows.
     """
 
+    _softmax_memory: Any = SoftmaxMemory  # the twin has its own
+
     def __init__(self, config: MiniMaxConfig, batch_size: int):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; a cache holds at least one row.")
@@ -198,7 +200,7 @@ class Cache:
         self.fingerprint: int | None = None  # of the model's weights
         self.lengths: Any = np.zeros(batch_size, np.int64)
         self.layers: list[Any] = [
-            LightningMemory() if kind == LIGHTNING else SoftmaxMemory(config.sliding_window)
+            LightningMemory() if kind == LIGHTNING else self._softmax_memory(config.sliding_window)
             for kind in config.layer_types
         ]
         self.whole = True  # False in the midst of a call
