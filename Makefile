@@ -5,7 +5,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 SHAPES := --jaxtyping-packages=minimax_numpy,minimax_torch,beartype.beartype
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow lint docs generated tiny clean
+.PHONY: demo test test-slow lint docs notebooks generated tiny clean
 
 demo: .venv/torch  ## cross-check the small model, and generate from it with both twins
 	@$(BIN)/minimax-twin demo
@@ -25,11 +25,12 @@ lint: .venv/test  ## style and types
 docs: .venv/docs  ## build the site into site/
 	$(BIN)/mkdocs build --strict --quiet
 
+notebooks: .venv/test  ## run every notebook from top to bottom
+	$(BIN)/python -m pytest -n 2 tests/notebooks/test_notebooks.py
+
 generated: .venv/test  ## make again what is made by scripts: notebooks, figures, lists, tables, exercises, defects
 	$(BIN)/python tests/notebooks/remake.py
-	$(BIN)/python docs/figures/model.py
-	$(BIN)/python docs/figures/widgets.py
-	$(BIN)/python docs/figures/recall.py
+	set -e; for script in $(filter-out %/kit.py,$(wildcard docs/figures/*.py)); do $(BIN)/python $$script; done
 	$(BIN)/python docs/reference/make_api.py
 	$(BIN)/python docs/reference/make_tables.py
 	$(BIN)/python docs/reference/make_exercises.py

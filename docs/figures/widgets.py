@@ -3,40 +3,12 @@
 Their numbers come from the reference.
 """
 
-from pathlib import Path
-
 import numpy as np
+from kit import cell, sheet, text, write
 from minimax_numpy import MiniMaxConfig, ops
 from minimax_numpy.config import LIGHTNING
 from minimax_numpy.counts import binary, count
 from minimax_numpy.trace import round_to
-
-FOLDER = Path(__file__).parents[1] / "assets" / "figures"
-STYLE = """
-.still{--ink:var(--md-default-fg-color,#24292f);--soft:var(--md-default-fg-color--light,#6b7280);
---hot:var(--twin-accent,#d2622a);--cool:#2f86a6;font:12px var(--md-text-font-family,system-ui,sans-serif);
-display:block;width:100%;max-width:420px}
-.still text{fill:var(--ink)}.still .soft{fill:var(--soft)}.still .mid{text-anchor:middle}.still .end{text-anchor:end}
-.still .hot{fill:var(--hot)}.still .cool{fill:var(--cool)}.still .none{fill:none;stroke:var(--soft);stroke-width:.8}
-.still .rim{fill:var(--md-default-bg-color,none);stroke:var(--hot);stroke-width:1.5}
-.still line{stroke:var(--soft)}.still .cut{stroke:var(--ink);stroke-width:3}@media(prefers-color-scheme:dark){
-.still{--ink:var(--md-default-fg-color,#d5d9e0);--soft:var(--md-default-fg-color--light,#9aa3b0)}}
-""".replace("\n", "")
-
-
-def text(x, y, words, style=""):
-    return f'<text x="{x}" y="{y}" class="{style}">{words}</text>'
-
-
-def cell(x, y, w, h, style, strength=1.0):
-    return f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="2" class="{style}" fill-opacity="{strength:.2f}"/>'
-
-
-def sheet(height, point, parts):
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 360 {height}" class="still" role="img" '
-        f'aria-label="{point}"><style>{STYLE}</style>{"".join(parts)}</svg>\n'
-    )
 
 
 def decay_dial():
@@ -51,7 +23,7 @@ def decay_dial():
         "The first head of layer 0 has lost half of a token in 0.76 steps, the last one takes 177: "
         "heads differ by how fast they forget."
     )
-    return sheet(156, point, parts)
+    return sheet(360, 156, point, parts, at_most=420)
 
 
 def step_machine():
@@ -73,7 +45,7 @@ def step_machine():
         "A memory of four by four numbers halves, then gains one row from k v transposed; "
         "reading with q gives back the older row, halved."
     )
-    return sheet(172, point, parts)
+    return sheet(360, 172, point, parts, at_most=420)
 
 
 def chunk_cutter():
@@ -91,7 +63,7 @@ def chunk_cutter():
         "A cut leaves two triangles of scores inside the chunks and one block between them; "
         "the state carries the block, so nothing is lost."
     )
-    return sheet(268, point, parts)
+    return sheet(360, 268, point, parts, at_most=420)
 
 
 def rounding_lens():
@@ -117,7 +89,7 @@ def rounding_lens():
         "After 300 steps of a fading sum, 21 of 24 bits are right in float32, 10 of 11 in float16 and one of 8 in "
         "bfloat16: rounding at every step adds up."
     )
-    return sheet(140, point, parts)
+    return sheet(360, 140, point, parts, at_most=420)
 
 
 def router():
@@ -136,7 +108,7 @@ def router():
             links += [text(x + (20 if a > 0 else -46), y + 5, f"{chosen[e]:.2f}")]
     parts = [*links, *boxes, '<circle cx="227" cy="62" r="9" class="hot"/>', text(240, 58, "token")]
     point = "A token goes to the two experts it points to most; their weights are scaled to sum to one."
-    return sheet(250, point, parts)
+    return sheet(360, 250, point, parts, at_most=420)
 
 
 def layer_pattern():
@@ -153,7 +125,7 @@ def layer_pattern():
         "Ten blocks of seven lightning layers and one softmax layer: the seventy remember 280 MiB in all, "
         "the ten 40 KiB for every token."
     )
-    return sheet(206, point, parts)
+    return sheet(360, 206, point, parts, at_most=420)
 
 
 def figures():
@@ -163,5 +135,4 @@ def figures():
 
 
 if __name__ == "__main__":
-    for file, svg in figures().items():
-        (FOLDER / file).write_text(svg, encoding="utf-8", newline="\n")
+    write(figures())
