@@ -11,7 +11,8 @@ from pathlib import Path
 FOLDER = Path(__file__).parents[1] / "assets" / "figures"
 STYLE = """
 .drawn{--ink:var(--md-default-fg-color,#24292f);--soft:var(--md-default-fg-color--light,#6b7280);
---hot:var(--twin-accent,#d2622a);--cool:var(--twin-cool,#2f86a6);font:12px var(--md-text-font-family,system-ui,sans-serif);
+--hot:var(--twin-accent,#d2622a);--cool:var(--twin-cool,#2f86a6);
+font:12px var(--md-text-font-family,system-ui,sans-serif);
 display:block;width:100%;margin:0 auto}
 .drawn text{fill:var(--ink)}.drawn .soft{fill:var(--soft);font-size:11px}.drawn .bold{font-weight:650}
 .drawn .mid{text-anchor:middle}.drawn .end{text-anchor:end}.drawn .hot{fill:var(--hot)}.drawn .cool{fill:var(--cool)}

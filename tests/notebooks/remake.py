@@ -1,7 +1,7 @@
 """Write each notebook from its script. Cells are numbered, outputs left out.
 
-A markdown cell that reads `{{ exercise 3.4 }}` becomes the exercise: what is asked with its hints and its solution folded
-away, the stub, and the check. So notebook, site and judge have one text.
+A markdown cell that reads `{{ exercise 3.4 }}` becomes the exercise: what is asked with its hints and its solution
+folded away, the stub, and the check. So notebook, site and judge have one text.
 """
 
 import re
