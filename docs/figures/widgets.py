@@ -4,8 +4,12 @@ Their numbers come from the reference.
 """
 
 import numpy as np
-from kit import cell, sheet, text, write
+from kit import arrow, cell, sheet, text, write
 from minimax_numpy import MiniMaxConfig, ops
+from minimax_numpy.check import DEFECTS
+from minimax_numpy.check.judge import allowance
+from minimax_numpy.check.report import Row
+from minimax_numpy.check.single import Case, answers, judge_answer, nearest_mistake
 from minimax_numpy.config import LIGHTNING
 from minimax_numpy.counts import binary, count
 from minimax_numpy.trace import round_to
@@ -128,9 +132,51 @@ def layer_pattern():
     return sheet(360, 206, point, parts, at_most=420)
 
 
+def bring_tensor():
+    """The verdict on a file of a kernel that reads too early, by the judge itself."""
+    rng = np.random.default_rng(0)
+    q, k, v = (ops.silu(rng.standard_normal((1, 4, 12, n))) for n in (8, 8, 4))
+    arguments = {
+        "q": q,
+        "k": k,
+        "v": v,
+        "slopes": ops.decay_slopes(4, 3, 80),
+        "state": rng.standard_normal((1, 4, 8, 4)),
+    }
+    case, name = Case("one file", arguments), "lightning_attention_recurrent"
+    right = answers(ops.lightning_attention_recurrent, case)
+    found = answers(DEFECTS["reads_before_writing"].plant(ops)[name], case, ops.lightning_attention_recurrent)
+    rows = [Row(output, case.label, x.shape) for output, x in zip(("out", "state"), right)]
+    for row, f, e in zip(rows, found, right):
+        judge_answer(row, name, case, f, e, allowance("float64", e, e, e))
+    says, cure = nearest_mistake(name, [(case, rows, found, right)])
+    parts = [cell(0, 4, 108, 128, "none"), text(54, 24, "kernel.npz", "mid bold")]
+    parts += [
+        text(14, 46 + 19 * i, words, "soft")
+        for i, words in enumerate(("q, k, v", "slopes", "state", "out", "new_state"))
+    ]
+    parts += [arrow([(116, 68), (146, 68)], "hot")]
+    for i, words in enumerate(("answer", "shape", "error", "")):
+        parts += [text((158, 216, 300, 356)[i], 24, words, "soft")]
+    for i, row in enumerate(rows):
+        y = 48 + 26 * i
+        error = f"{row.error:.2f}" if row.wrong else "none"
+        told = (row.part, " × ".join(map(str, row.shape)), error, row.verdict)
+        parts += [
+            text((158, 216, 300, 356)[j], y, words, "bold hot" * (j == 3 and row.wrong)) for j, words in enumerate(told)
+        ]
+    parts += [text(158, 104, "first wrong at T = 0", "soft"), text(158, 126, f"looks like: {says}", "bold")]
+    assert rows[0].where.startswith("first wrong at T = 0") and rows[1].error < 1e-15, cure
+    point = (
+        "A file of a kernel's inputs and outputs is judged: out differs from the first token on, the state is the "
+        "same, and that looks like a state that is read before it is written."
+    )
+    return sheet(440, 138, point, parts, at_most=440)
+
+
 def figures():
     """File name → content."""
-    drawn = (decay_dial, step_machine, chunk_cutter, rounding_lens, router, layer_pattern)
+    drawn = (decay_dial, step_machine, chunk_cutter, rounding_lens, router, layer_pattern, bring_tensor)
     return {f"{draw.__name__.replace('_', '-')}.svg": draw() for draw in drawn}
 
 

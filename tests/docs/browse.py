@@ -228,6 +228,22 @@ class Tab:
                 return
         raise Wrong(f"Tab does not reach {wanted}")
 
+    def choose(self, files: list[str]):
+        """Open the chooser of the file field that has the focus, by its key, and choose."""
+        self.call("Page.setInterceptFileChooserDialog", enabled=True)
+        self.press(" ")
+        node = self.browser.wait("Page.fileChooserOpened", 5)["params"]["backendNodeId"]
+        self.call("DOM.setFileInputFiles", files=files, backendNodeId=node)
+        self.call("Page.setInterceptFileChooserDialog", enabled=False)
+
+    def until(self, condition: str, seconds: float = 5):
+        """Wait until an expression holds."""
+        end = time.monotonic() + seconds
+        while not self.run(condition):
+            if time.monotonic() > end:
+                raise Wrong(f"this does not come to hold: {condition}")
+            time.sleep(0.02)
+
     def text(self, selector: str) -> str:
         return self.run(f"document.querySelector({json.dumps(selector)}).textContent")
 

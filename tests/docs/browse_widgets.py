@@ -6,9 +6,14 @@ A driver takes the tab and the selector of its widget, presses keys, reads, and 
 import json
 import math
 import re
+import tempfile
+from pathlib import Path
 
 import numpy as np
 from minimax_numpy import MiniMaxConfig, ops
+from minimax_numpy.check import DEFECTS
+from minimax_numpy.check.golden import write_op
+from minimax_numpy.check.single import CASES
 from minimax_numpy.config import LIGHTNING, SOFTMAX
 from minimax_numpy.counts import binary, count
 from minimax_numpy.trace import round_to
@@ -180,6 +185,46 @@ def layer_pattern(tab, widget):
     assert kinds.count(LIGHTNING) == 68 and "68 lightning, 12 softmax" in tab.text(f"{widget} .result")
 
 
+def bring_tensor(tab, widget):
+    """Both samples by their buttons, then files of our own through the chooser: packed, golden, broken."""
+    said = f"{widget} .result"
+    for button, first, looks in (
+        (1, "Same: 3 of 3 answers", None),
+        (2, "Different: out, first at T = 0", "read before it is written"),
+    ):
+        tab.into(widget)
+        tab.tab_to(f"{widget} .controls button:nth-of-type({button})")
+        tab.press("Enter")
+        tab.until(f"document.querySelector('{said}').textContent.startsWith('{first}')")
+        assert (looks or "") in tab.text(f"{widget} .mistake"), tab.text(f"{widget} .mistake")
+    case = list(CASES["softmax_attention"](np.random.default_rng(0)))[0]
+    q, k, v = (case.arguments[name] for name in "qkv")
+    wrong = DEFECTS["tiles_grouped_heads"].plant(ops)["softmax_attention"](q, k, v)
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez_compressed(f"{folder}/mine.npz", q=q, k=k, v=v, out=wrong.astype("f4"))
+        Path(f"{folder}/cut.npz").write_bytes(Path(f"{folder}/mine.npz").read_bytes()[:900])
+        write_op(f"{folder}/golden", "rms_norm")
+        named = [f"{folder}/golden/{name}" for name in ("inputs.safetensors", "expected.safetensors", "golden.json")]
+        for files, first in (
+            ([f"{folder}/mine.npz"], "Different: out, first at T = 0, B = 0, H = 1"),
+            ([f"{folder}/cut.npz"], "cut.npz is cut off"),
+            (named, "Same: 2 of 2 answers"),
+        ):
+            tab.into(widget)
+            tab.tab_to(f"{widget} input[type=file]")
+            tab.choose(files)
+            tab.until(f"document.querySelector('{said}').textContent.startsWith('{first}')")
+            if files[0].endswith("mine.npz"):
+                row = tab.texts(f"{widget} .report tbody td")
+                error = np.sqrt(np.mean((wrong.astype("f4") - ops.softmax_attention(q, k, v)) ** 2))
+                says(row[2], error / np.sqrt(np.mean(ops.softmax_attention(q, k, v) ** 2)))
+                assert "grouped heads are tiled" in tab.text(f"{widget} .mistake")
+    assert tab.texts(f"{widget} .report tbody td:last-child") == ["same", "same"]
+    tab.tab_to(f"{widget} select")
+    tab.press("End")  # silu: the files have other inputs as well, and no silu for an answer
+    tab.until(f"document.querySelector('{said}').textContent.startsWith('Different')")
+
+
 DRIVERS = {
     "decay-dial": decay_dial,
     "step-machine": step_machine,
@@ -187,4 +232,5 @@ DRIVERS = {
     "rounding-lens": rounding_lens,
     "router": router,
     "layer-pattern": layer_pattern,
+    "bring-tensor": bring_tensor,
 }

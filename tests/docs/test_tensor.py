@@ -6,6 +6,9 @@ Its functions run here in a JavaScript engine without a browser. Packed npz file
 import io
 import json
 import re
+import runpy
+import subprocess
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +28,10 @@ function read({ name, latin }) {
   const bytes = Uint8Array.from(latin, (c) => c.charCodeAt(0));
   if (!latin.startsWith("PK")) return readSafetensors(bytes, name);
   const tensors = {};
-  for (const entry of zipEntries(bytes, name)) tensors[entry.name.slice(0, -4)] = readNpy(entry.bytes, entry.name.slice(0, -4), name);
+  for (const entry of zipEntries(bytes, name)) {
+    const bare = entry.name.slice(0, -4);
+    tensors[bare] = readNpy(entry.bytes, bare, name);
+  }
   return { tensors, story: {} };
 }
 function judged(files, story, op) {
@@ -110,8 +116,8 @@ def as_one_file(name, case, found):
 
 
 def taken(name):
-    """The cases of an op that the page takes: it asks for finite inputs where no mask hides them."""
-    return [c for c in CASES[name](np.random.default_rng(0)) if c.arguments.get("rotary_dim") != 0]
+    """The cases of an op."""
+    return list(CASES[name](np.random.default_rng(0)))
 
 
 def rounded_case(case, dtype):
@@ -173,7 +179,7 @@ def golden(folder, name, dtype, function=None):
 
 
 @pytest.mark.parametrize("dtype", ["float64", *NARROW])
-@pytest.mark.parametrize("name", [op for op in OPS if op not in ("apply_rotary", "silu")])
+@pytest.mark.parametrize("name", OPS)
 def test_golden_vectors_are_judged_as_the_command_judges_them(judge, tmp_path, name, dtype):
     """The same verdicts and errors; what is allowed, from plain float32 in JavaScript, is of the size of NumPy's."""
     files, story, report = golden(tmp_path, name, dtype)
@@ -181,11 +187,10 @@ def test_golden_vectors_are_judged_as_the_command_judges_them(judge, tmp_path, n
     assert len(told["rows"]) == len(report.rows)
     for mine, row in zip(told["rows"], report.rows, strict=True):
         assert (mine["part"], mine["label"], mine["verdict"]) == (row.part, row.phase, row.verdict)
-        assert mine["error"] == pytest.approx(row.error, rel=1e-6, abs=1e-14)
-        if dtype == "float64":
-            assert mine["allowed"] == pytest.approx(row.allowed, rel=1e-12)
-        elif row.allowed:
-            assert 0.4 < mine["allowed"] / row.allowed < 2.5, (row.part, row.phase, mine["allowed"] / row.allowed)
+        assert mine["error"] == pytest.approx(row.error, rel=1e-5, abs=1e-13)
+        if row.allowed:
+            ratio = mine["allowed"] / row.allowed  # padded positions count for the command's scale, not for the page's
+            assert 0.85 < ratio < 1.2, (row.part, row.phase, ratio)
 
 
 def planted(name):
@@ -197,6 +202,8 @@ def planted(name):
 
 
 MISTAKES = [(name, defect, wrong) for name in OPS for defect, wrong in planted(name)]
+LIKE_CHUNKED = ("lightning_attention_recurrent", "lightning_attention_direct")  # the same list, the same code
+MISTAKES = [x for x in MISTAKES if x[0] not in LIKE_CHUNKED or x[1].key == "reads_before_writing"]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -215,7 +222,13 @@ def test_a_planted_mistake_is_named(judge, tmp_path, name, defect, wrong, dtype)
 def lightning(H=4, T=12, d=4, e=4, layer=3, seed=0, B=2):
     rng = np.random.default_rng(seed)
     q, k, v = (rng.standard_normal((B, H, T, n)) for n in (d, d, e))
-    return {"q": q, "k": k, "v": v, "slopes": ops.decay_slopes(H, layer, 80), "state": rng.standard_normal((B, H, d, e))}
+    return {
+        "q": q,
+        "k": k,
+        "v": v,
+        "slopes": ops.decay_slopes(H, layer, 80),
+        "state": rng.standard_normal((B, H, d, e)),
+    }
 
 
 def run(x, **changes):
@@ -326,7 +339,9 @@ def test_npz_is_read_as_numpy_wrote_it(engine, dtype, order):
     x = np.asarray((np.arange(24) * 1.37 % 7).reshape(2, 3, 4).astype(dtype), order=order)
     file = json.dumps({"name": "a.npz", "latin": npz({"x": x, "one": np.asarray(x[0, 0, 0])}).decode("latin-1")})
     for name, want in (("x", x), ("one", x[0, 0, 0])):
-        told = json.loads(engine.eval(f"(({{shape, data}}) => JSON.stringify([shape, [...data]]))(read({file}).tensors.{name})"))
+        told = json.loads(
+            engine.eval(f"(({{shape, data}}) => JSON.stringify([shape, [...data]]))(read({file}).tensors.{name})")
+        )
         assert told == [list(want.shape), want.astype(float).ravel().tolist()]
 
 
@@ -422,3 +437,46 @@ def test_two_files_of_answers_are_one_too_many(judge, tmp_path):
     files, story, _ = golden(tmp_path, "rms_norm", "float64")
     files["expected.safetensors"] = (tmp_path / "expected.safetensors").read_bytes()
     assert "one file of answers" in judge(files, story)["refused"]
+
+
+def test_the_files_to_try_are_what_their_script_makes(judge):
+    """To the last bits of float32, which libraries may round differently; and the page says of them what it should."""
+    script = runpy.run_path(str(DOCS / "proof" / "make_tensors.py"))
+    folder = DOCS / "assets" / "tensors"
+    right, wrong = read_tensors(folder / "right.safetensors"), dict(np.load(folder / "wrong.npz"))
+    assert [wrong.pop("layer_idx"), wrong.pop("num_layers")] == [script["LAYER"], script["LAYERS"]]
+    for found, made in ((right, script["tensors"]()), (wrong, script["wrong"]())):
+        assert found.keys() == made.keys()
+        for name, x in made.items():
+            np.testing.assert_allclose(
+                found[name], x, rtol=1e-5, atol=1e-6, err_msg="run python docs/proof/make_tensors.py"
+            )
+    told = judge({"right.safetensors": (folder / "right.safetensors").read_bytes()})
+    assert told["ok"] and [row["part"] for row in told["rows"]] == ["out", "state", "slopes"]
+    told = judge({"wrong.npz": npz(wrong)})
+    assert told["looksLike"][0] == "the state is read before it is written"
+    assert max(file.stat().st_size for file in folder.iterdir()) < 30_000
+
+
+@pytest.mark.parametrize("compiler", [["cc"], ["c++", "-x", "c++"]], ids=["C", "C++"])
+def test_a_file_from_c_is_judged(judge, tmp_path, compiler):
+    source = DOCS.parent / "tests" / "golden" / "tensor.c"
+    file = tmp_path / "mine.safetensors"
+    subprocess.run([*compiler, "-O2", "-Wall", "-Werror", "-o", tmp_path / "write", source, "-lm"], check=True)
+    subprocess.run([tmp_path / "write", file], check=True)
+    told = judge({file.name: file.read_bytes()}, op="lightning_attention_recurrent")
+    assert told["ok"] and [row["type"] for row in told["rows"]] == ["F32", "F32"]
+
+
+def test_a_file_from_the_page_is_judged(judge, tmp_path):
+    """The lines for PyTorch that the page shows, run."""
+    page = (DOCS / "proof" / "tensor.md").read_text(encoding="utf-8")
+    code = re.search(r'=== "PyTorch"\n\n    ```python\n(.*?)    ```', page, re.DOTALL)[1]
+    torch = pytest.importorskip("torch")
+    from minimax_torch import ops as fast
+
+    x = {name: torch.from_numpy(a).float() for name, a in lightning().items()}
+    names = {**x, "kernel": lambda q, k, v, slopes, state: fast.lightning_attention_chunked(q, k, v, slopes, state)}
+    place = str(tmp_path / "mine.safetensors")
+    exec(textwrap.dedent(code).replace('"mine.safetensors"', repr(place)), names)
+    assert judge({"mine.safetensors": Path(place).read_bytes()})["ok"]
