@@ -150,28 +150,23 @@ def bring_tensor():
     for row, f, e in zip(rows, found, right):
         judge_answer(row, name, case, f, e, allowance("float64", e, e, e))
     says, cure = nearest_mistake(name, [(case, rows, found, right)])
-    parts = [cell(0, 4, 108, 128, "none"), text(54, 24, "kernel.npz", "mid bold")]
-    parts += [
-        text(14, 46 + 19 * i, words, "soft")
-        for i, words in enumerate(("q, k, v", "slopes", "state", "out", "new_state"))
-    ]
-    parts += [arrow([(116, 68), (146, 68)], "hot")]
-    for i, words in enumerate(("answer", "shape", "error", "")):
-        parts += [text((158, 216, 300, 356)[i], 24, words, "soft")]
+    parts = [cell(1, 4, 92, 124, "none"), text(47, 24, "kernel.npz", "mid bold")]
+    inside = ("q, k, v", "slopes", "state", "out", "new_state")
+    parts += [text(14, 46 + 18 * i, words, "soft") for i, words in enumerate(inside)]
+    parts += [arrow([(101, 66), (127, 66)], "hot")]
+    columns = (140, 188, 292, 344)
+    parts += [text(x, 24, words, "soft") for x, words in zip(columns, ("answer", "shape", "error", ""))]
     for i, row in enumerate(rows):
-        y = 48 + 26 * i
-        error = f"{row.error:.2f}" if row.wrong else "none"
-        told = (row.part, " × ".join(map(str, row.shape)), error, row.verdict)
-        parts += [
-            text((158, 216, 300, 356)[j], y, words, "bold hot" * (j == 3 and row.wrong)) for j, words in enumerate(told)
-        ]
-    parts += [text(158, 104, "first wrong at T = 0", "soft"), text(158, 126, f"looks like: {says}", "bold")]
+        told = (row.part, " × ".join(map(str, row.shape)), f"{row.error:.2f}" if row.wrong else "none", row.verdict)
+        for x, words in zip(columns, told):
+            parts.append(text(x, 46 + 22 * i, words, "bold hot" * (row.wrong and words == row.verdict)))
+    parts += [text(140, 98, "first wrong at T = 0; looks like", "soft"), text(140, 118, says, "bold")]
     assert rows[0].where.startswith("first wrong at T = 0") and rows[1].error < 1e-15, cure
     point = (
         "A file of a kernel's inputs and outputs is judged: out differs from the first token on, the state is the "
         "same, and that looks like a state that is read before it is written."
     )
-    return sheet(440, 138, point, parts, at_most=440)
+    return sheet(440, 134, point, parts, at_most=440)
 
 
 def figures():

@@ -1,10 +1,12 @@
 // Bring your tensor: an op's inputs and outputs in a file, judged in the page. Nothing is sent anywhere.
-import { el, power, row, strong, voice } from "./kit.js";
+import { el, number, power, row, strong, voice } from "./kit.js";
 import { readFile, Refusal } from "./tensor-files.js";
 import { casesOf, judgeAll, OPS } from "./tensor-ops.js";
 
 const TYPES = { F64: "float64", F32: "float32", F16: "float16", BF16: "bfloat16" };
 const SAMPLES = { "A right one": "right.safetensors", "A wrong one": "wrong.npz" };
+
+const size = (x) => (x === null ? "–" : x >= 0.01 ? number(x, 2) : power(x));
 
 /** Files as bytes, [{ name, bytes }], to the report, or one sentence: { refused }. */
 export async function verdict(files, op) {
@@ -26,7 +28,7 @@ export function headline({ ok, rows, first }) {
 }
 
 export function mount(place) {
-  const result = voice(), table = el("div", { class: "report" }), mistake = el("p", { class: "mistake" });
+  const result = voice(), table = el("div", { class: "report", role: "region", "aria-label": "Answers, judged" }), mistake = el("p", { class: "mistake" });
   const chooser = el("input", { type: "file", multiple: "", accept: ".safetensors,.npz,.json", "aria-label": "Files to judge: safetensors or npz" });
   const ops = el("select", {}, el("option", { value: "" }, "by its names"), ...Object.keys(OPS).map((op) => el("option", { value: op }, op)));
   let last = null;
@@ -42,14 +44,15 @@ export function mount(place) {
       result.say(told.refused);
       return;
     }
-    result.say(strong(headline(told)));
+    result.say(el("strong", { class: told.ok ? "same" : "different" }, headline(told)));
+    table.tabIndex = 0; // it scrolls where it is wide
     table.replaceChildren(el("table", { class: "figures" },
       el("caption", {}, `${told.op}, from ${files.map((file) => file.name).join(" and ")}`),
-      el("thead", {}, el("tr", {}, ...["answer", "shape", "type", "error", "allowed", ""].map((name) => el("th", { scope: "col" }, name)))),
+      el("thead", {}, el("tr", {}, ...["answer", "verdict", "error", "allowed", "type", "shape"].map((name) => el("th", { scope: "col" }, name)))),
       el("tbody", {}, ...told.rows.map((line) => el("tr", { class: line.verdict },
-        el("th", { scope: "row" }, line.label ? `${line.part} · ${line.label}` : line.part), el("td", {}, line.shape.join(" × ")),
-        el("td", {}, line.type ? TYPES[line.type] ?? line.type : "–"), el("td", {}, line.error === null ? "–" : power(line.error)),
-        el("td", {}, line.allowed === null ? "–" : power(line.allowed)), el("td", {}, line.verdict))))));
+        el("th", { scope: "row" }, line.label ? `${line.part} · ${line.label}` : line.part), el("td", {}, line.verdict),
+        el("td", {}, size(line.error)), el("td", {}, size(line.allowed)),
+        el("td", {}, line.type ? TYPES[line.type] ?? line.type : "–"), el("td", {}, line.shape.join(" × ")))))));
     const notes = [...new Set(told.rows.filter((line) => line.note).map((line) => `${line.part}: ${line.note}.`))];
     if (told.looksLike) mistake.append("Looks like: ", strong(told.looksLike[0]), `. ${told.looksLike[1]} `);
     mistake.append(notes.join(" "), told.unknown.length ? ` Not compared, for there is no such answer: ${told.unknown.join(", ")}.` : "");
