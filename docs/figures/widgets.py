@@ -10,7 +10,7 @@ from minimax_numpy.check import DEFECTS
 from minimax_numpy.check.judge import allowance
 from minimax_numpy.check.report import Row
 from minimax_numpy.check.single import Case, answers, judge_answer, nearest_mistake
-from minimax_numpy.config import LIGHTNING
+from minimax_numpy.config import LIGHTNING, SOFTMAX
 from minimax_numpy.counts import binary, count
 from minimax_numpy.trace import round_to
 
@@ -132,6 +132,36 @@ def layer_pattern():
     return sheet(360, 206, point, parts, at_most=420)
 
 
+def calculator():
+    """What stands in the calculator where scripts are off: the released model at four lengths."""
+    hybrid, softmax = MiniMaxConfig.text_01(), MiniMaxConfig(layer_types=(SOFTMAX,) * 80)
+    parts = [
+        text(0, 14, "MiniMax-Text-01", "bold"),
+        text(114, 14, "456 billion parameters, 45.9 activated a token", "soft"),
+    ]
+    for x, words in ((232, "to remember"), (440, "FLOPs of the next token")):
+        parts.append(text(x, 40, words, "soft end"))
+    for x, words in ((74, "tokens"), (152, "as it is"), (232, "all softmax"), (340, "as it is"), (440, "all softmax")):
+        parts.append(text(x, 58, words, "soft end"))
+    for i, n in enumerate((1024, 32_768, 131_072, 1_048_576)):
+        y = 82 + 22 * i
+        told = [(74, f"{n:,}", "")]
+        for x, config in ((0, hybrid), (1, softmax)):
+            counts = count(config, n)
+            kept = counts.state_bytes + counts.kv_bytes_per_token * n
+            style = "" if x else "hot bold"
+            told += [
+                ((152, 232)[x], binary(kept), style),
+                ((340, 440)[x], f"{counts.flops_per_token / 1e9:,.0f} billion", style),
+            ]
+        parts += [text(x, y, words, f"{style} end") for x, words, style in told]
+    point = (
+        "At 1,024 tokens the hybrid remembers as much as softmax in all layers and its next token costs more; "
+        "at a million it remembers 40 GiB in place of 320 and costs less than a sixth."
+    )
+    return sheet(440, 154, point, parts, at_most=440)
+
+
 def bring_tensor():
     """The verdict on a file of a kernel that reads too early, by the judge itself."""
     rng = np.random.default_rng(0)
@@ -171,7 +201,7 @@ def bring_tensor():
 
 def figures():
     """File name → content."""
-    drawn = (decay_dial, step_machine, chunk_cutter, rounding_lens, router, layer_pattern, bring_tensor)
+    drawn = (decay_dial, step_machine, chunk_cutter, rounding_lens, router, layer_pattern, bring_tensor, calculator)
     return {f"{draw.__name__.replace('_', '-')}.svg": draw() for draw in drawn}
 
 

@@ -15,7 +15,7 @@ from minimax_numpy.check import DEFECTS
 from minimax_numpy.check.golden import write_op
 from minimax_numpy.check.single import CASES
 from minimax_numpy.config import LIGHTNING, SOFTMAX
-from minimax_numpy.counts import binary, count
+from minimax_numpy.counts import binary, count, quantized_bytes
 from minimax_numpy.trace import round_to
 
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
@@ -183,6 +183,62 @@ def layer_pattern(tab, widget):
     assert kv.replace(",", "") == binary(counts.kv_bytes_per_token * length), kv
     says(flops, counts.flops_per_token / 1e9)
     assert kinds.count(LIGHTNING) == 68 and "68 lightning, 12 softmax" in tab.text(f"{widget} .result")
+    chosen = f"{widget} .recall tr[aria-current=true] th"
+    assert tab.text(chosen) == "LLLS", "some layers are softmax"
+    for button, name in ((2, "LLLL"), (3, "SSSS")):
+        tab.into(widget)
+        tab.tab_to(f"{widget} .controls button:nth-of-type({button})")
+        tab.press("Enter")
+        assert tab.text(chosen) == name, "a pattern is shown beside another one's recall"
+    measured = json.loads((Path(__file__).parents[2] / "notebooks" / "recall" / "measured.json").read_text())
+    place = measured["pairs"].index(64)
+    for text, seeds in zip(
+        tab.texts(f"{widget} .recall td:last-child"), (measured["accuracy"][n] for n in ("LLLL", "LLLS", "SSSS"))
+    ):
+        right = [100 * seed[place] for seed in seeds]
+        wanted = [np.mean(right), min(right), max(right)] if min(right) < 100 else [100]
+        for (x, half), value in zip(numbers(text), wanted, strict=True):
+            assert abs(x - value) <= half + 0.01, text
+
+
+def calculator(tab, widget):
+    """The released model, then another pattern, type, length and batch; sizes that cannot be."""
+    said, cells = f"{widget} .result", f"{widget} .figures tbody td"
+    tab.into(widget)
+    tab.tab_to(f"{widget} .field input")
+    tab.tab_to(f"{widget} .field:nth-of-type(2) input")
+    tab.write("4")
+    tab.tab_to(f"{widget} .field:nth-of-type(7) input")
+    tab.press("ArrowDown")  # 31 experts
+    tab.tab_to(slider(widget, 1))
+    tab.press("ArrowLeft", times=3)
+    tab.tab_to(slider(widget, 2))
+    tab.press("ArrowRight", times=2)
+    tab.into(widget)
+    tab.tab_to(f"{widget} select")
+    tab.press("End")  # nf4-double
+    B, n, kinds = 4, 2**17, ((LIGHTNING,) * 3 + (SOFTMAX,)) * 20
+    shown = [text.replace(",", "") for text in tab.texts(cells)]
+    for i, layer_types in enumerate((kinds, (SOFTMAX,) * 80)):
+        config = MiniMaxConfig(layer_types=layer_types, num_local_experts=31)
+        counts, mine = count(config, n), shown[i::2]
+        assert mine[:2] == [str(counts.total), str(counts.activated)], mine
+        weights = quantized_bytes(config, "nf4-double")[0]
+        assert mine[2:5] == [
+            binary(weights),
+            binary(B * counts.state_bytes),
+            binary(B * counts.kv_bytes_per_token * n),
+        ], mine
+        for text, flops in ((mine[6], counts.flops_per_token), (mine[7], count(config, n // 2).flops_per_token)):
+            says(text, flops / (1e12 if "trillion" in text else 1e9))
+    assert "60 lightning, 20 softmax" in tab.text(said)
+    tab.tab_to(f"{widget} .field:nth-of-type(5) input")
+    tab.write("7")
+    assert "64 query heads cannot share 7 key heads" in tab.text(said) and set(tab.texts(cells)) == {"–"}
+    tab.into(widget)
+    tab.tab_to(f"{widget} .controls button:nth-of-type(2)")
+    tab.press("Enter")
+    assert tab.texts(cells)[0].replace(",", "") == str(count(MiniMaxConfig.tiny()).total)
 
 
 def bring_tensor(tab, widget):
@@ -233,4 +289,5 @@ DRIVERS = {
     "router": router,
     "layer-pattern": layer_pattern,
     "bring-tensor": bring_tensor,
+    "calculator": calculator,
 }

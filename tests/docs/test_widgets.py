@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from close import assert_same
-from minimax_numpy import MiniMaxConfig, ops
+from minimax_numpy import MiniMaxConfig, MiniMaxForCausalLM, ops
+from minimax_numpy.checkpoint import Checkpoint
 from minimax_numpy.config import HYBRID, LIGHTNING, SOFTMAX
-from minimax_numpy.counts import binary, count
+from minimax_numpy.counts import binary, count, quantized_bytes
+from minimax_numpy.forecast import pass_bytes
+from minimax_numpy.quantize import KINDS
 from minimax_numpy.trace import round_to
 from py_mini_racer import MiniRacer
 
@@ -222,3 +225,87 @@ def test_the_layer_pattern_counts_like_the_reference(pattern, length):
     assert run("stateBytes", 80 - many) == counts.state_bytes
     assert run("kvBytes", many, length) == counts.kv_bytes_per_token * length
     assert run("flops", 80 - many, many, length) == counts.flops_per_token
+
+
+def test_the_layer_pattern_shows_what_was_measured():
+    """Of 64 pairs, to a tenth of a percent; and every pattern is of one of the three kinds."""
+    run = call("layer-pattern")
+    measured = json.loads((PAGES.parent / "notebooks" / "recall" / "measured.json").read_text())
+    place = measured["pairs"].index(64)
+    for name, shown in run("(() => MEASURED)").items():
+        seeds = [100 * accuracy[place] for accuracy in measured["accuracy"][name]]
+        np.testing.assert_allclose(shown, [min(seeds), np.mean(seeds), max(seeds)], atol=0.051)
+    assert [run("ofItsKind", 80 - n, n) for n in (0, 1, 10, 79, 80)] == ["LLLL", "LLLS", "LLLS", "LLLS", "SSSS"]
+
+
+def calculated(config):
+    """A configuration as the calculator has it."""
+    kinds = config.layer_types
+    sizes = {"L": len(kinds), "every": kinds.index(SOFTMAX) + 1 if SOFTMAX in kinds else 0}
+    sizes |= {"D": config.hidden_size, "H": config.num_attention_heads, "G": config.num_key_value_heads}
+    sizes |= {"d": config.head_dim, "E": config.num_local_experts, "K": config.num_experts_per_tok}
+    return sizes | {"F": config.intermediate_size, "V": config.vocab_size}
+
+
+CALCULATED = {
+    "MiniMax-Text-01": MiniMaxConfig.text_01(),
+    "tiny": MiniMaxConfig.tiny(),
+    "all softmax": MiniMaxConfig(layer_types=(SOFTMAX,) * 80),
+    "all lightning": MiniMaxConfig.tiny(layer_types=(LIGHTNING,) * 5),
+    "one in three, odd sizes": MiniMaxConfig.tiny(
+        layer_types=(LIGHTNING, LIGHTNING, SOFTMAX, LIGHTNING), hidden_size=33, num_attention_heads=6,
+        num_key_value_heads=3, head_dim=10, rotary_dim=4, num_local_experts=5, intermediate_size=37, vocab_size=101,
+    ),
+}  # fmt: skip
+every_model = pytest.mark.parametrize("config", CALCULATED.values(), ids=CALCULATED)
+
+
+@every_model
+def test_the_calculator_counts_like_the_reference(config):
+    """To the parameter, to the byte and to the operation."""
+    run, c = call("calculator"), calculated(config)
+    told = run("parameters", c)
+    for length in (1, 1000, 2**20):
+        counts = count(config, length)
+        assert run("decodeFlops", c, length) == counts.flops_per_token
+        assert run("kvBytes", c, length, 3) == 3 * counts.kv_bytes_per_token * length
+    assert (told["total"], told["activated"]) == (counts.total, counts.activated)
+    assert (told["embedding"], told["expert"], told["router"]) == (counts.embedding, counts.expert, counts.router)
+    assert LIGHTNING not in config.layer_types or told["lightningLayer"] == counts.lightning_layer
+    assert SOFTMAX not in config.layer_types or told["softmaxLayer"] == counts.softmax_layer
+    assert run("stateBytes", c, 3) == 3 * counts.state_bytes
+    assert run("weightBytes", c, "bfloat16") == counts.bytes_bf16
+    assert run("weightBytes", c, "float32") == 4 * counts.total
+    for kind in KINDS:
+        assert run("weightBytes", c, kind) == quantized_bytes(config, kind)[0]
+
+
+@every_model
+def test_a_prompt_costs_the_sum_of_its_tokens(config):
+    run, c = call("calculator"), calculated(config)
+    for n in (1, 2, 7, 30):
+        total = sum(count(config, t).flops_per_token for t in range(1, n + 1))
+        assert n * run("prefillFlops", c, n) == pytest.approx(total, rel=1e-14)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 300])
+def test_the_calculator_reads_what_a_streamed_step_reads(tmp_path, rows):
+    """The forecast of a checkpoint in float32, to the byte."""
+    config = CALCULATED["one in three, odd sizes"]
+    MiniMaxForCausalLM(config, 0, np.float32).save_pretrained(tmp_path)
+    told = call("calculator")("readBytes", calculated(config), "float32", rows)
+    assert told == pass_bytes(Checkpoint(tmp_path), config, rows)
+
+
+def test_the_calculators_presets_are_the_models():
+    presets = call("calculator")("(() => PRESETS)")
+    assert presets["MiniMax-Text-01"] == calculated(CALCULATED["MiniMax-Text-01"])
+    assert presets["The tiny model"] == calculated(CALCULATED["tiny"])
+
+
+def test_the_calculator_says_which_sizes_are_impossible():
+    run, c = call("calculator"), calculated(MiniMaxConfig.tiny())
+    assert run("impossible", c) is None
+    for change, part in (({"G": 3}, "cannot share"), ({"K": 7}, "7 of 6 experts"), ({"L": 0}, "whole number"),
+                         ({"D": None}, "whole number"), ({"every": -1}, "0 is none")):  # fmt: skip
+        assert part in run("impossible", {**c, **change})

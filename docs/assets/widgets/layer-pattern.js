@@ -22,6 +22,18 @@ export function flops(lightning, softmax, length, { D, H, G, d, E, K, F, V } = S
   return 2 * weights + 4 * H * d * (lightning * d + softmax * length);
 }
 
+/** Answers that were right, in %: [lowest, mean, highest] of three seeds, 64 pairs, models of four layers trained alike. */
+export const MEASURED = {
+  LLLL: [14.6, 24.4, 40.8],
+  LLLS: [97.9, 98.4, 98.7],
+  SSSS: [100, 100, 100],
+};
+
+/** The measured pattern that is of a pattern's kind: no softmax layer, some, or nothing else. */
+export function ofItsKind(lightning, softmax) {
+  return softmax === 0 ? "LLLL" : lightning === 0 ? "SSSS" : "LLLS";
+}
+
 const PATTERNS = {
   "As it is, 7 : 1": (layer) => layer % 8 === 7,
   "All lightning": () => false,
@@ -32,6 +44,11 @@ export function mount(place) {
   let kinds = Array.from({ length: LAYERS }, (_, layer) => layer % 8 === 7), length = 2 ** 17;
   const result = voice();
   const values = ["lightning states", "keys and values", "FLOPs a token"].map((name) => ({ name, value: el("td") }));
+  const recall = Object.entries(MEASURED).map(([name, [low, mean, high]]) => {
+    const bar = el("span", { class: "fill", style: `width: ${mean}%` });
+    const told = low === high ? `${number(mean)} %` : `${number(mean)} % (${number(low)} to ${number(high)})`;
+    return { name, line: el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "bar" }, bar), el("td", {}, told)) };
+  });
   const cells = kinds.map((_, layer) => button(layer, () => { kinds[layer] = !kinds[layer]; draw(); }));
   const layers = el("div", { class: "layers", role: "group", "aria-label": "Layers; pressed ones are softmax. Arrow keys move, space changes." }, ...cells);
   cells.forEach((cell, i) => { cell.tabIndex = i ? -1 : 0; });
@@ -55,6 +72,10 @@ export function mount(place) {
     values[0].value.textContent = bytes(state);
     values[1].value.textContent = bytes(kv);
     values[2].value.textContent = `${number(flops(lightning, softmax, length) / 1e9, 4)} billion`;
+    for (const { name, line } of recall) {
+      line.classList.toggle("chosen", name === ofItsKind(lightning, softmax));
+      line.setAttribute("aria-current", name === ofItsKind(lightning, softmax));
+    }
     result.say(strong(`${lightning} lightning, ${softmax} softmax`), ` at ${number(length, 7)} tokens: ${bytes(state + kv)} to remember.`);
   }
 
@@ -65,6 +86,10 @@ export function mount(place) {
       el("div", {}, layers, el("p", { class: "legend" }, el("span", { class: "key lightning" }), "lightning ", el("span", { class: "key softmax" }), "softmax")),
       el("div", {}, el("table", { class: "figures" }, el("caption", {}, "What a sequence costs"),
         el("tbody", {}, ...values.map(({ name, value }) => el("tr", {}, el("th", { scope: "row" }, name), value)))), result)),
+    el("table", { class: "bars recall" },
+      el("caption", {}, "Recall, measured: answers that are right of 64 pairs, by models of four layers, mean of three seeds"),
+      el("tbody", {}, ...recall.map(({ line }) => line))),
+    el("p", { class: "legend" }, "In bold: the one of your pattern’s kind, with no softmax layer, with some, or with nothing else. No model of 80 layers was trained."),
   );
   draw();
 }
