@@ -52,9 +52,9 @@ def figures():
         parts += [line([(x, top - 3), (x, top + SIZE + 3)], "ink thick"), text(max(x, 4), top + SIZE + 17, end, "mid")]
     parts.append(text(0, top + SIZE + 35, "cu_seqlens: where each text begins, and where the last one ends", "soft"))
     point = (
-        f"Four texts of 7, 3, 5 and 2 tokens. As a padded batch they take {MASK.size} places, "
-        f"{real / MASK.size:.0%} of them real; the padding stands left, in a hole or right. Packed end to end they take "
-        f"{ends[-1]}, and cu_seqlens is {', '.join(map(str, ends))}. In both, positions count a text's own tokens from 0."
+        f"Four texts of 7, 3, 5 and 2 tokens. As a padded batch they take {MASK.size} places, {real} of them real; the "
+        f"padding stands left, in a hole or right. Packed end to end they take {ends[-1]}, and cu_seqlens is "
+        f"{', '.join(map(str, ends))}. In both, positions count a text's own tokens from 0."
     )
     return {"packing.svg": sheet(440, top + SIZE + 42, point, parts)}
 
