@@ -85,8 +85,8 @@ def figures():
     point = (
         f"What is carried past a block is α times the norm’s output, {ours[:, 1].mean():.1f} in size, against updates "
         f"of about {ours[:, 2].mean():.1f}. So each update turns the stream by about {ours[:, 0].mean():.0f} degrees "
-        f"at any depth; without α by {without[:, 0].mean():.0f}; where x is carried, by {plain[:2, 0].mean():.0f} degrees "
-        f"at first and {plain[-2:, 0].mean():.0f} at last."
+        f"at any depth; without α by {without[:, 0].mean():.0f}; where x is carried, by {plain[:2, 0].mean():.0f} "
+        f"degrees at first and {plain[-2:, 0].mean():.0f} at last."
     )
     return {"residuals.svg": sheet(440, 402, point, parts)}
 
