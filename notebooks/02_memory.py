@@ -30,7 +30,7 @@ from minimax_numpy.check import exercise
 from recall.task import HERE, KEYS, draw
 
 # %config InlineBackend.figure_formats = ["svg"]
-ORANGE, BLUE, GREY = "#d2622a", "#3f8bd0", "#808a98"  # legible by day and by night
+ORANGE, BLUE, GREY = "#d2622a", "#3f8bd0", "#808a98"  # by day and by night
 lines = [f"{part}.color" for part in ("text", "xtick", "ytick")]
 lines += ["axes.edgecolor", "axes.labelcolor"]
 plt.rcParams.update(dict.fromkeys(lines, GREY))
@@ -40,9 +40,10 @@ plt.rcParams["figure.figsize"] = 7, 3.4
 
 
 def yours_or(number, yours, ours):
-    """Your function where its check says right, else the library's: so the notebook goes on without it."""
+    """Your function once its check says right; until then the library's."""
     right = exercise(number, yours).ok
-    print("At work:", "your own." if right else f"the library's, until yours of {number} is right.")
+    until = f"the library's, until yours of {number} is right."
+    print("At work:", "your own." if right else until)
     return yours if right else ours
 
 
@@ -98,18 +99,21 @@ signed = [(0, BLUE), (0.5, f"{BLUE}00"), (0.5, f"{ORANGE}00"), (1, ORANGE)]
 signed = LinearSegmentedColormap.from_list("signed", signed)
 
 
-def show(ax, matrix, title, top=2.5):
+def show(ax, matrix, title):
     """A matrix as coloured cells: orange above 0, blue below."""
-    ax.pcolormesh(matrix[::-1], cmap=signed, vmin=-top, vmax=top, edgecolors=GREY, lw=0.3)
-    ax.set(aspect="equal", xticks=[], yticks=[])
+    colours = dict(cmap=signed, vmin=-2, vmax=2)
+    ax.pcolormesh(matrix, **colours, edgecolors=GREY, lw=0.3)
+    ax.set(aspect="equal", xticks=[], yticks=[], ylim=(len(matrix), 0))
     ax.spines[:].set_visible(False)
     ax.set_title(title, fontsize=10)
 
 
 fig, axes = plt.subplots(1, 5, figsize=(7, 1.9))
 for j, ax in enumerate(axes[:4]):
-    show(ax, left[j] * np.outer(K[j], V[j]), f"{left[j]:g} · $k_{j} v_{j}^\\top$")
-    ax.text(4.6, 2, "+" if j < 3 else "=", ha="center", va="center", fontsize=13)
+    share = f"1/{1 / left[j]:.0f} · " if j < 3 else ""
+    show(ax, left[j] * np.outer(K[j], V[j]), f"{share}$k_{j} v_{j}^\\top$")
+    sign = "+" if j < 3 else "="
+    ax.text(4.5, 2, sign, ha="center", va="center", fontsize=13)
 S = sum(left[j] * np.outer(K[j], V[j]) for j in range(4))
 show(axes[4], S, "S")
 plt.show()
@@ -145,7 +149,7 @@ plt.show()
 
 # %%
 def by_the_library(k, v, s):
-    one = (x[None, None] for x in (k, k, v))  # one text, one head; the state does not depend on q
+    one = (x[None, None] for x in (k, k, v))  # any q will do
     return ops.lightning_attention_direct(*one, np.array([s]))[1][0, 0]
 
 
@@ -180,7 +184,7 @@ plt.show()
 
 # %%
 recurrent = yours_or("2.3", recurrent, ops.lightning_attention_recurrent)
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 model = MiniMaxForCausalLM.from_pretrained(HERE / "LLLS")
 
 
@@ -189,14 +193,16 @@ def in_place(function):
 
     def op(q, k, v, slopes, state=None, **_):
         empty = np.zeros((*q.shape[:2], q.shape[3], v.shape[3]), q.dtype)
-        return function(q, k, v, slopes, empty if state is None else state)
+        state = empty if state is None else state
+        return function(q, k, v, slopes, state)
 
     return op
 
 
 def text(ids):
-    """Ids as characters: letters for keys, hexadecimal digits for values."""
-    return "".join(LETTERS[i] if i < KEYS else f"={i - KEYS:x} " for i in ids)
+    """Ids as characters: a letter for a key, a hex digit for a value."""
+    letter_or_digit = (LETTERS[i] if i < KEYS else f"={i - KEYS:x} " for i in ids)
+    return "".join(letter_or_digit)
 
 
 ids, answers = draw(np.random.default_rng(2), rows=1, pairs=8, keys=26)
@@ -206,7 +212,7 @@ with ops.using(lightning_attention_chunked=in_place(recurrent)):
     print("told: ", text(ids[0, :16]))
     said = []
     for key in ids[:, 16:].T:
-        logits = model(key[None], cache=cache).logits  # one token, and what is remembered
+        logits = model(key[None], cache=cache).logits  # one token at a time
         said.append(logits[0, -1].argmax())
 told = text(np.stack([ids[0, 16:], said], axis=1).ravel())
 print("says: ", told)
@@ -221,7 +227,7 @@ print("right:", f"{(said == answers).sum()} of 8")
 
 # %%
 def loop(step):
-    """The loop of exercise 2.3 with another step: (S, what is written, decay) → (S, what is read)."""
+    """The loop of 2.3 with another step: (S, write, keep) → (S, what is read)."""
 
     def run(q, k, v, slopes, state):
         keep = np.exp(-slopes).astype(q.dtype)[:, None, None]
@@ -248,7 +254,7 @@ for name, step in STEPS.items():
         said = model(ids, logits_to_keep=32).logits.argmax(-1)
     verdict = exercise("2.3", loop(step))
     told = "right" if verdict.ok else f"“{verdict.mistake}”"
-    print(f"{name:18}  {(said == answers).mean():4.0%} right   check: {told}")
+    print(f"{name:18} {(said == answers).mean():4.0%} right; check: {told}")
 
 # %% [markdown]
 # Read that twice. A model with a wrong loop can still be right nearly always: most of what it does survives, and
@@ -263,7 +269,7 @@ for name, step in STEPS.items():
 def recovered(half_life, d=64, T=512, rounds=12):
     """Cosine between what a key reads and what it wrote, by age in tokens."""
     rng = np.random.default_rng(0)
-    left = 0.5 ** (np.arange(T)[::-1] / half_life)  # what each token has left
+    left = 0.5 ** (np.arange(T)[::-1] / half_life)  # of each token
     cosines = np.zeros(T)
     for _ in range(rounds):
         k, v = rng.standard_normal((2, T, d))
@@ -282,7 +288,8 @@ for half_life, strength in ((8, 1.0), (64, 0.65), (np.inf, 0.4)):
     name = "never fades" if half_life == np.inf else f"half-life {half_life}"
     at = {8: 10, 64: 75, np.inf: 420}[half_life]
     ax.text(at + 5, smooth[at] + 0.03, name)
-ax.set(xlabel="tokens since it was written", ylabel="cosine with the value", ylim=(-0.1, 1))
+ax.set(xlabel="tokens since it was written", ylabel="cosine with the value")
+ax.set_ylim(-0.1, 1)
 ax.set_title("A few clearly, or many dimly")
 plt.show()
 
@@ -310,18 +317,19 @@ rates = slopes(64, 0, 80)
 sentence = "the cat that the dog that lived next door chased up the tree was grey"
 words = sentence.split()
 
-fig, ax = plt.subplots(figsize=(7, 2.4))
+fig = plt.figure(figsize=(7, 1.9))
+ax = fig.add_axes((0, 0, 1, 1), xlim=(-9, 78), ylim=(-4.7, 1.5))
+ax.axis("off")
+monospaced = dict(family="monospace", fontsize=9, color=ORANGE)
 for row, head in enumerate((0, 7, 15, 31, 63)):
     left = np.exp(-rates[head] * np.arange(len(words))[::-1])
-    ax.text(-2, -row, f"head {head}", ha="right")
     column = 0
     for word, x in zip(words, left):
-        ax.text(column, -row, word, alpha=max(x, 0.06), color=ORANGE, family="monospace", fontsize=9)
+        ax.text(column, -row, word, alpha=max(x, 0.05), **monospaced)
         column += len(word) + 1
-    ax.text(column + 1, -row, f"{left[1]:.0%}", ha="left")
-ax.text(column + 1, 0.9, "of “cat”", ha="left", fontsize=9)
-ax.set(xlim=(-8, column + 6), ylim=(-4.5, 1.5))
-ax.axis("off")
+    ax.text(-1, -row, f"head {head}", ha="right")
+    ax.text(column + 4, -row, f"{left[1]:.0%}", ha="right")
+ax.text(column + 4, 0.9, "of “cat”", ha="right")
 plt.show()
 
 # %% [markdown]
