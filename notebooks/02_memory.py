@@ -9,8 +9,8 @@
 # %% [markdown]
 # # The memory matrix
 #
-# 15 min, 40 more for the exercises · after [the sum becomes a memory](../../path/memory/) · any laptop, no GPU; the
-# last section needs PyTorch
+# 15 min, 40 more for the exercises · after [the sum becomes a memory](../../path/memory/) · any laptop, no GPU;
+# the last section needs PyTorch
 #
 # **Question.** A lightning layer keeps one matrix a head, however long the text. How does a matrix hold a
 # sequence, and what does it lose?
@@ -50,8 +50,9 @@ def yours_or(number, yours, ours):
 # %% [markdown]
 # ## 1 · One token, by hand
 #
-# A token has a key k, a value v, and later a query q comes along. To *write* it, make the matrix of all products
-# of a key channel and a value channel: $S = k v^\top$. To *read*, multiply by the query: $o = S^\top q$.
+# A token has a key k, a value v, and later a query q comes along. To *write* it, make the matrix of all
+# products of a key channel and a value channel: $S = k v^\top$. To *read*, multiply by the query:
+# $o = S^\top q$.
 
 # %%
 k = np.array([1.0, 0.0])
@@ -86,8 +87,8 @@ print("   was written:   ", *values)
 #
 # ## 3 · Draw it
 #
-# One thing is missing: time. At each token, everything that is already there is multiplied by $e^{-s}$. Here are
-# four tokens, d = e = 4, half a memory lost at each token: what each has left in the matrix, and their sum.
+# One thing is missing: time. At each token, everything that is already there is multiplied by $e^{-s}$. Here
+# are four tokens, d = e = 4, half a memory lost at each token: what each has left in the matrix, and their sum.
 
 # %%
 rng = np.random.default_rng(4)
@@ -177,10 +178,10 @@ plt.show()
 # {{ exercise 2.3 }}
 
 # %% [markdown]
-# Is it good for anything? `recall/LLLS` is a trained model of this build: three lightning layers, then a softmax
-# layer, four heads each. It was trained to remember pairs. Layers reach every op through one door, and `ops.using` puts
-# your loop behind it. Below, eight pairs are told at once; then the model is asked key by key, with nothing but
-# its cache to answer from. Keys are letters here and values digits, so that it speaks in text.
+# Is it good for anything? `recall/LLLS` is a trained model of this build: three lightning layers, then a
+# softmax layer, four heads each. It was trained to remember pairs. Layers reach every op through one door, and
+# `ops.using` puts your loop behind it. Below, eight pairs are told at once; then the model is asked key by key,
+# with nothing but its cache to answer from. Keys are letters here and values digits, so that it speaks in text.
 
 # %%
 recurrent = yours_or("2.3", recurrent, ops.lightning_attention_recurrent)
@@ -257,9 +258,9 @@ for name, step in STEPS.items():
     print(f"{name:18} {(said == answers).mean():4.0%} right; check: {told}")
 
 # %% [markdown]
-# Read that twice. A model with a wrong loop can still be right nearly always: most of what it does survives, and
-# a demonstration shows nothing amiss. The check compares numbers, and is not impressed by answers. Only the loop that
-# forgets nothing at all gives itself away.
+# Read that twice. A model with a wrong loop can still be right nearly always: most of what it does survives,
+# and a demonstration shows nothing amiss. The check compares numbers, and is not impressed by answers. Only the
+# loop that forgets nothing at all gives itself away.
 #
 # **Too many keys.** Fill a matrix of 64 × 64 with 512 tokens with random keys, read each by its own key, and
 # compare what comes back with its value: 1 is the value itself, up to its length, 0 something unrelated.
@@ -301,8 +302,8 @@ plt.show()
 #
 # ## 8 · One number a head
 #
-# The rate s is not learned. It follows from the head and the layer: heads make a geometric row, and layers shrink
-# it, down to almost nothing in the last.
+# The rate s is not learned. It follows from the head and the layer: heads make a geometric row, and layers
+# shrink it, down to almost nothing in the last.
 
 # %% [markdown]
 # {{ exercise 2.4 }}
@@ -344,8 +345,8 @@ plt.show()
 print(inspect.getsource(ops.lightning_attention_recurrent).split('"""')[-1])
 
 # %% [markdown]
-# The twin has the same name and the same arguments, in PyTorch. Same numbers in, same numbers out, up to the last
-# digit of a float64:
+# The twin has the same name and the same arguments, in PyTorch. Same numbers in, same numbers out, up to the
+# last digit of a float64:
 
 # %%
 import minimax_torch.ops
@@ -365,8 +366,8 @@ for name, a, b in (("out", mine, twins), ("state", my_state, twins_state)):
 #
 # - A memory is a sum of outer products: write by adding $k v^\top$, read by multiplying with q.
 # - Decay, write, read: what was there fades, the token itself is whole.
-# - Keys that are not at right angles disturb each other; forgetting makes room, and each head does it at its own
-#   rate.
+# - Keys that are not at right angles disturb each other; forgetting makes room, and each head does it at its
+#   own rate.
 #
 # **Next:** the loop takes one step a token. [From one step to one chunk](../03_chunks/) takes 256 at once and
 # changes nothing.

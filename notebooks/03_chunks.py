@@ -9,11 +9,11 @@
 # %% [markdown]
 # # From one step to one chunk
 #
-# 20 min, 55 more for the exercises · after [chunks: 256 steps at once](../../path/chunks/) and
-# [the memory matrix](../02_memory/) · any laptop, no GPU; the last section needs PyTorch
+# 20 min, 55 more for the exercises · after [chunks: 256 steps at once](../../path/chunks/) and [the memory
+# matrix](../02_memory/) · any laptop, no GPU; the last section needs PyTorch
 #
-# **Question.** The recurrence is exact, but it takes a step for every token. Can we take 256 tokens at a time and
-# change nothing?
+# **Question.** The recurrence is exact, but it takes a step for every token. Can we take 256 tokens at a time
+# and change nothing?
 #
 # **You will** cut a sum in two, derive three decay tables with an assertion at each step, write the dozen lines
 # that GPUs run, and break them in three ways.
@@ -49,11 +49,12 @@ def yours_or(number, yours, ours):
 # %% [markdown]
 # ## 1 · Four tokens in two chunks, by hand
 #
-# One head, d = e = 1, every q and k is 1, and half is forgotten at each token. The values are 8, 4, 2, 16. Step by step
-# the memory goes 8, then 8/2 + 4 = 8, then 8/2 + 2 = 6, then 6/2 + 16 = 19, and what is read is the memory.
+# One head, d = e = 1, every q and k is 1, and half is forgotten at each token. The values are 8, 4, 2, 16. Step
+# by step the memory goes 8, then 8/2 + 4 = 8, then 8/2 + 2 = 6, then 6/2 + 16 = 19, and what is read is the
+# memory.
 #
-# Now two at a time. The second chunk starts from the memory that the first one left, and asks for nothing else of
-# the past:
+# Now two at a time. The second chunk starts from the memory that the first one left, and asks for nothing else
+# of the past:
 
 # %%
 v = [8.0, 4.0, 2.0, 16.0]
@@ -68,7 +69,8 @@ print("in two chunks:", first + second)
 
 one = np.ones((1, 1, 4, 1))
 values = np.array(v).reshape(1, 1, 4, 1)
-out, _ = ops.lightning_attention_recurrent(one, one, values, np.array([math.log(2)]))
+half = np.array([math.log(2)])
+out, _ = ops.lightning_attention_recurrent(one, one, values, half)
 print("step by step: ", out.ravel().tolist())
 
 # %% [markdown]
@@ -81,18 +83,19 @@ print("step by step: ", out.ravel().tolist())
 #
 # $$o_t = \sum_{j \le t} e^{-s(t-j)}\,(q_t \cdot k_j)\; v_j$$
 #
-# A row below is a query t, a column a key j, a cell is as strong as $e^{-s(t-j)}$. On the left is the definition,
-# on the right the same cells in chunks of four.
+# A row below is a query t, a column a key j, a cell is as strong as $e^{-s(t-j)}$. On the left is the
+# definition, on the right the same cells in chunks of four.
 
 
 # %%
 def fading(colour):
     """From nothing to a colour."""
-    return LinearSegmentedColormap.from_list("fading", [f"{colour}00", colour])
+    ends = [f"{colour}00", colour]
+    return LinearSegmentedColormap.from_list("fading", ends)
 
 
 def grid(ax, weights, colour):
-    """Weights between 0 and 1 as cells of one colour, the first row on top."""
+    """Weights between 0 and 1 as cells of a colour, the first row on top."""
     ax.pcolormesh(weights, cmap=fading(colour), vmin=0, vmax=1, lw=0)
     ax.set(aspect="equal", xticks=[], yticks=[], ylim=(len(weights), 0))
     ax.spines[:].set_visible(False)
@@ -115,8 +118,8 @@ axes[1].set(xlabel="key j", title="inside a chunk, and before it")
 plt.show()
 
 # %% [markdown]
-# **Notice** how the blue area grows with the text while the orange triangles stay as they are. The blue part of a
-# row is never computed cell by cell: all of it is in the state. So the work grows as T, not as T².
+# **Notice** how the blue area grows with the text while the orange triangles stay as they are. The blue part of
+# a row is never computed cell by cell: all of it is in the state. So the work grows as T, not as T².
 #
 # ## 3 · Derive it
 #
@@ -152,8 +155,8 @@ within = np.array([pairs(t, range(a, t + 1)) for t in chunk])
 assert np.allclose(before + within, o[a : a + m])
 
 # %% [markdown]
-# **Step 2: the part before goes through one matrix.** A decay over t − j steps is one up to the chunk’s edge and one
-# from there on. The first half belongs to the key, the second to the query:
+# **Step 2: the part before goes through one matrix.** A decay over t − j steps is one up to the chunk’s edge
+# and one from there on. The first half belongs to the key, the second to the query:
 #
 # $$\begin{aligned} e^{-s(t-j)} &= e^{-s r}\; e^{-s(a-1-j)} \\
 # \sum_{j<a} \dots &= (e^{-s r} q_t)\; S, \\
@@ -190,8 +193,8 @@ assert np.allclose((from_state * Q) @ S + ((Q @ K.T) * M) @ V, o[a : a + m])
 # %% [markdown]
 # That is the output of the chunk in three matrix products, with no loop over its tokens.
 #
-# **Step 4: the state for the next chunk.** What was there has decayed m times. What the chunk writes has decayed
-# as often as there were tokens after it:
+# **Step 4: the state for the next chunk.** What was there has decayed m times. What the chunk writes has
+# decayed as often as there were tokens after it:
 #
 # $$S \leftarrow e^{-s m} S + (e^{-s(m-r)} k)^\top v$$
 #
@@ -202,11 +205,12 @@ to_end = np.exp(-s * (m - r))  # (m, 1)
 after = np.exp(-s * m) * S + (to_end * K).T @ V
 
 b = a + m - 1
-from_the_start = [np.exp(-s * (b - j)) * np.outer(k[j], v[j]) for j in range(b + 1)]
-assert np.allclose(after, sum(from_the_start))
+all_of_it = (np.exp(-s * (b - j)) * np.outer(k[j], v[j]) for j in range(b + 1))
+assert np.allclose(after, sum(all_of_it))
 
 # %% [markdown]
-# Three tables, then, and a number. Here they are for m = 8: what reads the state, what weighs pairs, and what writes.
+# Three tables, then, and a number. Here they are for m = 8: what reads the state, what weighs pairs, and what
+# writes.
 
 # %%
 m, s = 8, 0.3
@@ -286,29 +290,30 @@ print(f"in two calls: {apart(both, want):.0e} apart")
 # {{ exercise 3.5 }}
 
 # %% [markdown]
-# The rest of the bill: a token reads its state and writes to it, d · e products each, in either form that has one. Here are the
-# products a token costs in a head of the real model, d = e = 128, and how many steps must be taken one after
-# another. They are counted, not timed: a time in NumPy tells more of Python’s loop than of the three forms.
+# The rest of the bill: where there is a state, a token reads it and writes to it, d · e products each. Here are
+# the products that a token costs in a head of the real model, d = e = 128, and how many steps must be taken one
+# after another. They are counted, not timed: a time in NumPy tells more of Python’s loop than of the three
+# forms.
 
 # %%
 d = e = 128
 C = 256
-print("              products a token               steps in a row")
-print("   tokens    direct  chunked  recurrent    chunked  recurrent")
+print("             products a token               steps in a row")
+print("   tokens      direct  chunked  recurrent    chunked  recurrent")
 for T in (256, 4096, 65536, 1048576):
     direct, through = T * (d + e), 2 * d * e  # all pairs; the state
-    work = f"{direct:10,} {C * (d + e) + through:8,} {through:10,}"
-    print(f"{T:9,} {work} {T // C:10,} {T:10,}".replace(",", " "))
+    work = f"{direct:11,} {C * (d + e) + through:8,} {through:10,}"
+    print(f"{T:9,} {work} {T // C:10,} {T:10,}")
 
 # %% [markdown]
-# The recurrence does the least work, in the most steps, and each step is a vector times a matrix. Chunks do a few
-# times the work in 256 times fewer steps, as products of matrices, which is [what a GPU is made
+# The recurrence does the least work, in the most steps, and each step is a vector times a matrix. Chunks do a
+# few times the work in 256 times fewer steps, as products of matrices, which is [what a GPU is made
 # for](../../path/to-kernel/). So a prompt is read in chunks, and a text is written step by step.
 #
 # ## 5 · Break it
 #
-# **The short chunk.** 130 = 64 + 64 + 2. Suppose that the state is decayed by $e^{-sC}$ after the last chunk, too,
-# as if it were full:
+# **The short chunk.** 130 = 64 + 64 + 2. Suppose that the state is decayed by $e^{-sC}$ after the last chunk,
+# too, as if it were full:
 
 
 # %%
@@ -324,7 +329,7 @@ def as_if_full(q, k, v, slopes, state, chunk):
 
 q, k, v, empty = inputs(131)
 want, _ = ops.lightning_attention_recurrent(q, k, v, slopes)
-prompt, token = ([x[:, :, part] for x in (q, k, v)] for part in (np.s_[:130], np.s_[130:]))
+prompt, token = ([x[:, :, cut] for x in (q, k, v)] for cut in (np.s_[:130], np.s_[130:]))
 out, state = as_if_full(*prompt, slopes, empty, 64)
 then, _ = chunked(*token, slopes, state, 64)
 print(f"130 tokens:    {apart(out, want[:, :, :130]):.0e} apart")
@@ -335,8 +340,8 @@ print(exercise("3.4", as_if_full))
 # A prompt is read without a fault, and the text that is generated after it is wrong. Whoever compares outputs
 # of one call will never see it: compare the state.
 #
-# **float32.** Both forms are the same mathematics. They are not the same arithmetic: the recurrence multiplies by one
-# rounded factor T times, and its error compounds. Against float64, for layer 40 of 80:
+# **float32.** Both forms are the same mathematics. They are not the same arithmetic: the recurrence multiplies
+# by one rounded factor T times, and its error compounds. Against float64, for layer 40 of 80:
 
 # %%
 slopes = ops.decay_slopes(4, 40, 80)
@@ -365,11 +370,12 @@ ax.set_title("Chunks are not only faster")
 plt.show()
 
 # %% [markdown]
-# A chunk exponentiates the rate anew, $e^{-s r}$ for each r, and rounds once. So a budget for rounding belongs to a
-# form, not only to a type.
+# A chunk exponentiates the rate anew, $e^{-s r}$ for each r, and rounds once. So a budget for rounding belongs
+# to a form, not only to a type.
 #
-# **Fast heads.** It is tempting to split the table inside a chunk like the other: $e^{-s(r-i)} = e^{-sr} e^{+si}$, two
-# vectors in place of a matrix, and each is correct. In float32, with C = 256 and the 64 heads of layer 0:
+# **Fast heads.** It is tempting to split the table inside a chunk like the other:
+# $e^{-s(r-i)} = e^{-sr} e^{+si}$, two vectors in place of a matrix, and each is correct. In float32, with C =
+# 256 and the 64 heads of layer 0:
 
 # %%
 C = 256
@@ -383,20 +389,20 @@ whole = decay_matrix(rates[spoilt], C)
 print("with one exponential of r − i, all finite:", np.isfinite(whole).all())
 
 # %% [markdown]
-# $e^{+si}$ overflows in a head whose $e^{-sr}$ has long vanished. No exponent in the library is ever positive. A test
-# with slow heads or short chunks does not see this either.
+# $e^{+si}$ overflows in a head whose $e^{-sr}$ has long vanished. No exponent in the library is ever positive.
+# A test with slow heads or short chunks does not see this either.
 #
 # ## 6 · The real one, and its twin
 #
-# The reference has the same loop. It also takes a mask, builds the tables once for all full chunks, and casts them once
-# from float64.
+# The reference has the same loop. It also takes a mask, builds the tables once for all full chunks, and casts
+# them once from float64.
 
 # %%
 print(inspect.getsource(ops.lightning_attention_chunked).split('"""')[-1])
 
 # %% [markdown]
-# Here is the twin’s loop, and both in numbers. Look for what differs: the name of a transpose, and a list in place
-# of an array that is filled.
+# Here is the twin’s loop, and both in numbers. Look for what differs: the name of a transpose, and a list in
+# place of an array that is filled.
 
 # %%
 import minimax_torch.ops
@@ -417,8 +423,8 @@ for name, x, y in zip(("out", "state"), (out, state), twins):
 # ## In three lines
 #
 # - Cut the sum at a chunk’s edge: what is before goes through the state, what is inside is a small square.
-# - Three tables do it, $e^{-sr}$ to read, $e^{-s(r-i)}$ inside, $e^{-s(m-r)}$ to write, with m the tokens that are
-#   there.
+# - Three tables do it, $e^{-sr}$ to read, $e^{-s(r-i)}$ inside, $e^{-s(m-r)}$ to write, with m the tokens that
+#   are there.
 # - It is the same mathematics in T/C steps, and better arithmetic.
 #
 # **Next:** [softmax and rotary](../04_softmax/), the one layer in eight that keeps everything.
