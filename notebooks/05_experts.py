@@ -23,6 +23,7 @@ import inspect
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from minimax_numpy import MiniMaxConfig, MiniMaxForCausalLM, ops
 from minimax_numpy.check import exercise
 from minimax_numpy.counts import count
@@ -30,7 +31,7 @@ from minimax_numpy.trace import Trace, recording
 
 # %config InlineBackend.figure_formats = ["svg"]
 ORANGE, BLUE, GREY = "#d2622a", "#3f8bd0", "#808a98"  # by day and by night
-GREEN = "#4c9f70"
+GREEN, VIOLET = "#4c9f70", "#a06cc8"
 lines = [f"{part}.color" for part in ("text", "xtick", "ytick")]
 lines += ["axes.edgecolor", "axes.labelcolor"]
 plt.rcParams.update(dict.fromkeys(lines, GREY))
@@ -69,33 +70,34 @@ print("scaled       ", p[best] / p[best].sum())
 # ## 2 · Draw it
 #
 # Let a token be a point in the plane. A router is a matrix with a row for each expert, and a score is the
-# product of a token with a row: how far the token lies in that expert’s direction. Four experts, 400 tokens; a
-# token has the colour of its first choice and the rim of its second.
+# product of a token with a row: how far the token lies in that expert’s direction. Four experts, 600 tokens,
+# coloured by their first choice and by their second.
 
 # %%
 rng = np.random.default_rng(0)
-colours = np.array([ORANGE, BLUE, GREY, GREEN])
+colours = np.array([ORANGE, BLUE, VIOLET, GREEN])
 directions = [[1.0, 0.4], [-0.3, 1.0], [-1.0, -0.2], [0.2, -1.0]]
 directions = np.array(directions)  # (E, D)
-tokens = rng.standard_normal((400, 2))
+tokens = rng.standard_normal((600, 2))
 
 weights, indices = ops.route(tokens @ directions.T, top_k=2)
 
-fig, ax = plt.subplots(figsize=(4.6, 4.6))
-first, second = colours[indices].T
-ax.scatter(*tokens.T, s=26, color=first, edgecolors=second, linewidths=1.2)
-for e, (x, y) in enumerate(directions):
-    arrow = dict(arrowstyle="->", color=GREY)
-    ax.annotate("", (2.5 * x, 2.5 * y), (0, 0), arrowprops=arrow)
-    place = dict(ha="center", va="center", weight="bold")
-    ax.text(2.9 * x, 2.9 * y, f"expert {e}", color=colours[e], **place)
-ax.set(xlim=(-3.4, 3.4), ylim=(-3.4, 3.4), aspect="equal")
-ax.axis("off")
+fig, axes = plt.subplots(1, 2, figsize=(7, 3.6))
+titles = "first choice", "second choice"
+for ax, choice, title in zip(axes, indices.T, titles):
+    ax.scatter(*tokens.T, s=12, color=colours[choice], lw=0)
+    for e, (x, y) in enumerate(directions):
+        ax.plot([0, 2.4 * x], [0, 2.4 * y], color=GREY, lw=0.8)
+        place = dict(ha="center", va="center", weight="bold")
+        ax.text(2.9 * x, 2.9 * y, e, color=colours[e], **place)
+    ax.set(xlim=(-3.4, 3.4), ylim=(-3.4, 3.4), aspect="equal")
+    ax.set_title(title, fontsize=10)
+    ax.axis("off")
 plt.show()
 
 # %% [markdown]
-# **Notice** the borders. On either side of one, two tokens that hardly differ go to other experts. The rim’s
-# borders are where *second place* changes. A product of matrices never has a border; a choice has.
+# **Notice** the borders. On either side of one, two tokens that hardly differ go to other experts. Second place
+# has borders of its own, where first place has none. A product of matrices never has a border; a choice has.
 
 # %% [markdown]
 # {{ exercise 6.1 }}
@@ -118,7 +120,8 @@ for e in range(4):
     taken = np.where(given[:, e] > 0, given[:, e], np.nan)
     ax.plot(np.degrees(angle), taken, color=colours[e], label=f"expert {e}")
 ax.axhline(0.5, color=GREY, lw=0.8, ls=":")
-ax.set(xlabel="degrees", ylabel="weight", ylim=(0, 1), xticks=range(0, 361, 45))
+ax.set(xlabel="degrees", ylabel="weight", ylim=(0, 1))
+ax.set_xticks(range(0, 361, 45))
 ax.legend(frameon=False, ncols=4, fontsize=8, loc="upper center")
 plt.show()
 
@@ -223,9 +226,11 @@ across = third - second
 x -= (x @ across) * across / (across @ across)  # second and third are level
 
 for step in (1e-2, 1e-4, 1e-6, 1e-8):
-    (here, one), (there, other) = moe(x - step * across), moe(x + step * across)
+    here, one = moe(x - step * across)
+    there, other = moe(x + step * across)
     jump = np.linalg.norm(here - there) / np.linalg.norm(here)
-    print(f"moved by {step:.0e}: experts {one[0]} or {other[0]}, {jump:.0%} apart")
+    chosen = f"experts {one[0]} or {other[0]}"
+    print(f"moved by {step:.0e}: {chosen}, {jump:.0%} apart")
 
 # %% [markdown]
 # However small the step, the jump stays. So a different output need not be a wrong output, and whoever compares
@@ -248,14 +253,15 @@ fig, ax = plt.subplots()
 ax.loglog(gap, share, color=ORANGE)
 for name, moved in rounding.items():
     ax.axvline(moved, color=GREY, lw=0.8, ls=":")
-    ax.text(1.2 * moved, 2e-4, f"rounding to {name}", rotation=90, fontsize=8)
+    told = f"rounding to {name}"
+    ax.text(1.2 * moved, 2e-4, told, rotation=90, fontsize=8)
 ax.set(xlabel="second place ahead of third by", ylabel="share of tokens")
 ax.set_xlim(1e-8, 5)
 plt.show()
 per_unit = (gap < 0.01).mean() / 0.01  # the line is straight below
 for name, moved in rounding.items():
-    once_in = 1 / (per_unit * moved)
-    print(f"nearer than {name} can tell: one token in {once_in:,.0f}")
+    once_in = float(f"{1 / (per_unit * moved):.1g}")
+    print(f"nearer than {name} can tell: one token in about {once_in:,.0f}")
 
 # %% [markdown]
 # In one layer, and a token passes through 80. The released checkpoint keeps the router’s weights in float32
@@ -306,7 +312,7 @@ for push in pushes:
 fig, ax = plt.subplots()
 ax.plot(pushes, losses, color=ORANGE)
 ax.axhline(2, color=GREY, lw=0.8, ls=":")
-ax.text(0, 2.4, "even", fontsize=8)
+ax.text(8, 0.4, "even", fontsize=8, ha="right")
 ax.set(xlabel="push towards expert 0", ylim=(0, 34))
 ax.set_ylabel("balance loss", color=ORANGE)
 right = ax.twinx()
@@ -320,8 +326,8 @@ plt.show()
 # what one expert takes, dropping the rest; the released model drops no token when it runs, and neither do the
 # twins.
 #
-# And in a whole model? The tiny one has random weights. Your router is behind the door, and these are its
-# choices for one sentence, four experts a layer.
+# And in a whole model? The tiny one has random weights and six experts in each of eight layers. Your router is
+# behind the door, and this is how often it took each expert for the tokens of one sentence.
 
 # %%
 model = MiniMaxForCausalLM(MiniMaxConfig.tiny(), seed=0, dtype=np.float64)
@@ -331,25 +337,32 @@ parts = Trace()
 with ops.using(route=route), recording(parts):
     model(ids)
 gates = [f"model.layers.{layer}.mlp.gate" for layer in range(8)]
-load = [np.bincount(parts[f"{gate}.indices"].ravel()) for gate in gates]
+load = np.zeros((8, 6), int)  # layers, experts
+for row, gate in zip(load, gates):
+    np.add.at(row, parts[f"{gate}.indices"].ravel(), 1)
 
-fig, ax = plt.subplots(figsize=(7, 2.6))
-left = np.zeros(8)
-for colour, n in zip(colours, np.array(load).T):
-    ax.barh(range(8), n, left=left, color=colour, height=0.7)
-    left += n
-ax.set(ylabel="layer", xlabel="assignments to each expert")
-ax.set(ylim=(7.6, -0.6), yticks=range(8))
+fade = LinearSegmentedColormap.from_list("fade", [f"{ORANGE}00", ORANGE])
+fig, ax = plt.subplots(figsize=(5, 3.4))
+ax.pcolormesh(load, cmap=fade, vmin=0, vmax=100)
+for (layer, e), n in np.ndenumerate(load):
+    ax.text(e + 0.5, layer + 0.5, n, ha="center", va="center", fontsize=8)
+ax.set(xlabel="expert", ylabel="layer", aspect="equal", ylim=(8, 0))
+ax.set_xticks(np.arange(6) + 0.5, range(6))
+ax.set_yticks(np.arange(8) + 0.5, range(8))
+ax.tick_params(length=0)
 plt.show()
+
 gate_logits = [parts[gate] for gate in gates]
 each = [ops.load_balancing_loss([x], 2) for x in gate_logits]
 print("balance loss of a layer:", *(f"{x:.2f}" for x in each))
-print(f"of all layers pooled:    {ops.load_balancing_loss(gate_logits, 2):.2f}")
+pooled = ops.load_balancing_loss(gate_logits, 2)
+print(f"of all layers pooled:    {pooled:.2f}")
 
 # %% [markdown]
-# **Notice** the last line. The loss counts the tokens of all layers together before it multiplies, and expert 0
-# of one layer with expert 0 of the next. Favourites that differ from layer to layer cancel. So it is defined,
-# in transformers as here; the mean of the layers’ losses is another number.
+# An even load would be the same number everywhere. **Notice** the last line: the loss counts the tokens of all
+# layers together before it multiplies, and expert 0 of one layer with expert 0 of the next, so favourites that
+# differ from layer to layer cancel. So it is defined, in transformers as here; the mean of the layers’ losses
+# is another number.
 #
 # ## 7 · The real one, and its twin
 
