@@ -154,16 +154,16 @@ def by_the_library(k, v, s):
     return ops.lightning_attention_direct(*one, np.array([s]))[1][0, 0]
 
 
-memory = yours_or("2.2", memory, by_the_library)
+remember = yours_or("2.2", memory, by_the_library)
 
 S = np.zeros((4, 4))
 for t in range(4):
     S = np.exp(-s) * S + np.outer(K[t], V[t])  # decay, write
-    assert np.allclose(S, memory(K[: t + 1], V[: t + 1], s))
+    assert np.allclose(S, remember(K[: t + 1], V[: t + 1], s))
 
 fig, axes = plt.subplots(1, 4, figsize=(7, 2.1))
 for t, ax in enumerate(axes):
-    show(ax, memory(K[: t + 1], V[: t + 1], s), f"after token {t}")
+    show(ax, remember(K[: t + 1], V[: t + 1], s), f"after token {t}")
 plt.show()
 
 # %% [markdown]
@@ -184,7 +184,7 @@ plt.show()
 # with nothing but its cache to answer from. Keys are letters here and values digits, so that it speaks in text.
 
 # %%
-recurrent = yours_or("2.3", recurrent, ops.lightning_attention_recurrent)
+one_by_one = yours_or("2.3", recurrent, ops.lightning_attention_recurrent)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 model = MiniMaxForCausalLM.from_pretrained(HERE / "LLLS")
 
@@ -207,7 +207,7 @@ def text(ids):
 
 
 ids, answers = draw(np.random.default_rng(2), rows=1, pairs=8, keys=26)
-with ops.using(lightning_attention_chunked=in_place(recurrent)):
+with ops.using(lightning_attention_chunked=in_place(one_by_one)):
     cache = Cache(model.config, batch_size=1)
     model(ids[:, :16], cache=cache)
     print("told: ", text(ids[0, :16]))
@@ -313,8 +313,8 @@ plt.show()
 # last one, if a word is a token. Whoever is to say what was grey must go back to the cat.
 
 # %%
-slopes = yours_or("2.4", slopes, ops.decay_slopes)
-rates = slopes(64, 0, 80)
+rates_of = yours_or("2.4", slopes, ops.decay_slopes)
+rates = rates_of(64, 0, 80)
 sentence = "the cat that the dog that lived next door chased up the tree was grey"
 words = sentence.split()
 
@@ -355,7 +355,7 @@ import torch
 q, k, v = np.random.default_rng(0).standard_normal((3, 2, 4, 100, 16))
 rates = ops.decay_slopes(4, 1, 8)
 state = np.zeros((2, 4, 16, 16))
-mine, my_state = recurrent(q, k, v, rates, state)
+mine, my_state = one_by_one(q, k, v, rates, state)
 given = (torch.from_numpy(x) for x in (q, k, v, rates))
 twins, twins_state = minimax_torch.ops.lightning_attention_recurrent(*given)
 for name, a, b in (("out", mine, twins), ("state", my_state, twins_state)):

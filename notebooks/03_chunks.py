@@ -185,8 +185,8 @@ def by_the_library(slopes, m):
     return ops.lightning_attention_direct(one, one, unit, slopes)[0][0]
 
 
-decay_matrix = yours_or("3.3", decay_matrix, by_the_library)
-M = decay_matrix(np.array([s]), m)[0]  # (m, m)
+table_inside = yours_or("3.3", decay_matrix, by_the_library)
+M = table_inside(np.array([s]), m)[0]  # (m, m)
 assert np.allclose(((Q @ K.T) * M) @ V, within)
 assert np.allclose((from_state * Q) @ S + ((Q @ K.T) * M) @ V, o[a : a + m])
 
@@ -217,7 +217,7 @@ m, s = 8, 0.3
 r = np.arange(1, m + 1)[:, None]
 tables = [
     (np.exp(-s * r), BLUE, "from the state\n$e^{-sr}$"),
-    (decay_matrix(np.array([s]), m)[0], ORANGE, "inside\n$e^{-s(r-i)}$"),
+    (table_inside(np.array([s]), m)[0], ORANGE, "inside\n$e^{-s(r-i)}$"),
     (np.exp(-s * (m - r)), GREY, "to the end\n$e^{-s(m-r)}$"),
     (np.array([[np.exp(-s * m)]]), GREY, "the whole\n$e^{-sm}$"),
 ]
@@ -255,7 +255,7 @@ def ours(q, k, v, slopes, state, chunk):
     return ops.lightning_attention_chunked(q, k, v, slopes, state, chunk=chunk)
 
 
-chunked = yours_or("3.4", chunked, ours)
+by_chunks = yours_or("3.4", chunked, ours)
 slopes = ops.decay_slopes(4, 1, 8)
 
 
@@ -273,13 +273,13 @@ def apart(x, exact):
 q, k, v, empty = inputs(130)
 want, left = ops.lightning_attention_recurrent(q, k, v, slopes, empty)
 for C in (1, 7, 64, 130, 256):
-    out, state = chunked(q, k, v, slopes, empty, C)
+    out, state = by_chunks(q, k, v, slopes, empty, C)
     errors = f"out {apart(out, want):.0e}, state {apart(state, left):.0e}"
     print(f"chunks of {C:3}: {errors} apart")
 
 cut = 50
-head, state = chunked(*(x[:, :, :cut] for x in (q, k, v)), slopes, empty, 64)
-tail, state = chunked(*(x[:, :, cut:] for x in (q, k, v)), slopes, state, 64)
+head, state = by_chunks(*(x[:, :, :cut] for x in (q, k, v)), slopes, empty, 64)
+tail, state = by_chunks(*(x[:, :, cut:] for x in (q, k, v)), slopes, state, 64)
 both = np.concatenate([head, tail], axis=2)
 print(f"in two calls: {apart(both, want):.0e} apart")
 
@@ -319,10 +319,10 @@ for T in (256, 4096, 65536, 1048576):
 # %%
 def as_if_full(q, k, v, slopes, state, chunk):
     """Decays the short last chunk as a full one."""
-    out, right = chunked(q, k, v, slopes, state, chunk)
+    out, right = by_chunks(q, k, v, slopes, state, chunk)
     start = (q.shape[2] - 1) // chunk * chunk  # of the last chunk
     m = q.shape[2] - start
-    _, before = chunked(*(x[:, :, :start] for x in (q, k, v)), slopes, state, chunk)
+    _, before = by_chunks(*(x[:, :, :start] for x in (q, k, v)), slopes, state, chunk)
     s = slopes[:, None, None]
     return out, right + (np.exp(-s * chunk) - np.exp(-s * m)) * before
 
@@ -331,14 +331,14 @@ q, k, v, empty = inputs(131)
 want, _ = ops.lightning_attention_recurrent(q, k, v, slopes)
 prompt, token = ([x[:, :, cut] for x in (q, k, v)] for cut in (np.s_[:130], np.s_[130:]))
 out, state = as_if_full(*prompt, slopes, empty, 64)
-then, _ = chunked(*token, slopes, state, 64)
+then, _ = by_chunks(*token, slopes, state, 64)
 print(f"130 tokens:    {apart(out, want[:, :, :130]):.0e} apart")
 print(f"the next one:  {apart(then, want[:, :, 130:]):.0e} apart\n")
 print(exercise("3.4", as_if_full))
 
 # %% [markdown]
-# A prompt is read without a fault, and the text that is generated after it is wrong. Whoever compares outputs
-# of one call will never see it: compare the state.
+# A prompt is read without a fault, and what is generated after it comes from a wrong memory. Whoever compares
+# outputs of one call will never see it: compare the state.
 #
 # **float32.** Both forms are the same mathematics. They are not the same arithmetic: the recurrence multiplies
 # by one rounded factor T times, and its error compounds. Against float64, for layer 40 of 80:
@@ -349,11 +349,11 @@ lengths = [16, 32, 64, 128, 256, 512, 1024, 2048]
 errors = {"one by one": [], "chunks of 64": []}
 for T in lengths:
     q, k, v, empty = inputs(T)
-    exact, _ = chunked(q, k, v, slopes, empty, 64)
+    exact, _ = by_chunks(q, k, v, slopes, empty, 64)
     narrow = [x.astype(np.float32) for x in (q, k, v)]
     start = empty.astype(np.float32)
     steps, _ = ops.lightning_attention_recurrent(*narrow, slopes, start)
-    mine, _ = chunked(*narrow, slopes.astype(np.float32), start, 64)
+    mine, _ = by_chunks(*narrow, slopes.astype(np.float32), start, 64)
     for name, out in zip(errors, (steps, mine)):
         assert out.dtype == np.float32
         error = np.linalg.norm(out - exact) / np.linalg.norm(exact)
@@ -366,7 +366,7 @@ for (name, error), colour in zip(errors.items(), (GREY, ORANGE)):
 ax.axhline(2**-24, color=GREY, lw=0.8, ls=":")
 ax.text(16, 2**-24, "unit roundoff", va="bottom", fontsize=8)
 ax.set(xlabel="tokens", ylabel="relative error", ylim=(4e-8, 1e-5))
-ax.set_title("Chunks are not only faster")
+ax.set_title("The same sum, with other rounding")
 plt.show()
 
 # %% [markdown]
@@ -385,7 +385,7 @@ with np.errstate(over="ignore", invalid="ignore"):
     split = np.exp(-rates * C)[:, None] * np.exp(rates[:, None] * i)
 spoilt = np.flatnonzero(~np.isfinite(split).all(1))  # in the last row, r = C
 print(f"{len(spoilt)} of 64 heads hold infinity or NaN: {spoilt}")
-whole = decay_matrix(rates[spoilt], C)
+whole = table_inside(rates[spoilt], C)
 print("with one exponential of r − i, all finite:", np.isfinite(whole).all())
 
 # %% [markdown]
@@ -414,7 +414,7 @@ print(body[body.index("    for start") :])
 
 slopes = ops.decay_slopes(4, 1, 8)
 q, k, v, empty = inputs(130)
-out, state = chunked(q, k, v, slopes, empty, 64)
+out, state = by_chunks(q, k, v, slopes, empty, 64)
 twins = twin(*(torch.from_numpy(x) for x in (q, k, v, slopes)), chunk=64)
 for name, x, y in zip(("out", "state"), (out, state), twins):
     print(f"{name:5} {list(x.shape)}, {apart(x, y.numpy()):.0e} apart")

@@ -95,12 +95,12 @@ plt.show()
 # {{ exercise 1.2 }}
 
 # %%
-softmax = yours_or("1.2", softmax, ops.softmax)
+weigh = yours_or("1.2", softmax, ops.softmax)
 
 scores = np.array([900.0, 899.0, -np.inf])
 with np.errstate(over="ignore", invalid="ignore"):
     print("by the formula:", np.exp(scores) / np.exp(scores).sum())
-print("carefully:     ", softmax(scores).round(3))
+print("carefully:     ", weigh(scores).round(3))
 
 # %% [markdown]
 # ## 4 · Attention of one head
@@ -120,7 +120,7 @@ def one_head(q, k, v):
     return ops.softmax_attention(*(x[None, None] for x in (q, k, v)))[0, 0]
 
 
-attention = yours_or("1.3", attention, one_head)
+attend = yours_or("1.3", attention, one_head)
 
 word = "abracadabra"
 unit = np.eye(len(word))
@@ -139,7 +139,7 @@ def show(ax, weights, title):
 
 
 fig, ax = plt.subplots(figsize=(3.4, 3.4))
-show(ax, attention(letters, letters, unit), "each letter looks for itself")
+show(ax, attend(letters, letters, unit), "each letter looks for itself")
 plt.show()
 
 # %% [markdown]
@@ -161,7 +161,7 @@ for d in (16, 64, 256, 1024):
     q, k = rng.standard_normal((64, d)), rng.standard_normal((256, d))
     row = f"{d:4}"
     for scores in (q @ k.T / np.sqrt(d), q @ k.T):
-        w = softmax(scores)
+        w = weigh(scores)
         entropy = -(w * np.log(np.maximum(w, 1e-300))).sum(-1)
         row += f" {np.exp(entropy).mean():10.1f}"
     print(row)
@@ -215,14 +215,14 @@ plt.show()
 # positions, and what is left is the difference:
 
 # %%
-rotary = yours_or("4.2", rotary, ops.apply_rotary)
+turn = yours_or("4.2", rotary, ops.apply_rotary)
 q, k = rng.standard_normal((2, 1, 1, 1, 128))
 
 
 def score(t, j):
     """q at position t times k at position j."""
-    at_t = rotary(q, np.array([[t]]), 64, 1e7)
-    at_j = rotary(k, np.array([[j]]), 64, 1e7)
+    at_t = turn(q, np.array([[t]]), 64, 1e7)
+    at_j = turn(k, np.array([[j]]), 64, 1e7)
     return (at_t * at_j).sum()
 
 
@@ -237,11 +237,11 @@ for t, j in ((5, 3), (105, 103), (1_000_005, 1_000_003), (5, 4)):
 always = np.ones((len(word), 8))
 channels = np.concatenate([0.8 * always, letters], axis=1)  # (T, 13)
 positions = np.arange(len(word))[None]
-turned = rotary(channels[None, None], positions, 8, 10.0)[0, 0]
+turned = turn(channels[None, None], positions, 8, 10.0)[0, 0]
 
 fig, axes = plt.subplots(1, 2, figsize=(7, 3.4))
-show(axes[0], attention(channels, channels, unit), "not turned")
-show(axes[1], attention(turned, turned, unit), "turned by position")
+show(axes[0], attend(channels, channels, unit), "not turned")
+show(axes[1], attend(turned, turned, unit), "turned by position")
 plt.show()
 
 # %% [markdown]
@@ -301,11 +301,11 @@ plt.show()
 # nine and then one with nine kept keys:
 
 # %%
-grouped_attention = yours_or("4.3", grouped_attention, ops.softmax_attention)
+attend_grouped = yours_or("4.3", grouped_attention, ops.softmax_attention)
 q = rng.standard_normal((1, 8, 10, 16))
 k, v = rng.standard_normal((2, 1, 2, 10, 16))
-at_once = grouped_attention(q, k, v)
-last = grouped_attention(q[:, :, 9:], k, v)  # one query, ten keys
+at_once = attend_grouped(q, k, v)
+last = attend_grouped(q[:, :, 9:], k, v)  # one query, ten keys
 print(f"the last token: {np.abs(last - at_once[:, :, 9:]).max():.0e} apart")
 
 # %% [markdown]
@@ -338,20 +338,20 @@ plt.show()
 
 # %%
 def attends(q, k, v, visible=None):
-    return grouped_attention(q, k, v)  # these calls are not padded
+    return attend_grouped(q, k, v)  # these calls are not padded
 
 
 def scaled(factor):
     return lambda q, k, v, visible=None: attends(factor * q, k, v)
 
 
-def rotates(R=None, b=None, turn=1):
+def turned_by(R=None, b=None, sign=1):
     """Your rotary with other settings than R = 8 of d = 16, b = 1e7."""
-    return lambda x, t, r, base: rotary(x, turn * t, R or r, b or base)
+    return lambda x, t, r, base: turn(x, sign * t, R or r, b or base)
 
 
 def later(x, t, r, base):
-    return rotary(x, t + 1, r, base)
+    return turn(x, t + 1, r, base)
 
 
 MISTAKES = {
@@ -359,9 +359,9 @@ MISTAKES = {
     "√d is forgotten": dict(softmax_attention=scaled(4)),
     "d in place of √d": dict(softmax_attention=scaled(1 / 4)),
     "no rotary": dict(apply_rotary=lambda x, *_: x),
-    "the whole head turns": dict(apply_rotary=rotates(R=16)),
-    "base 10,000": dict(apply_rotary=rotates(b=1e4)),
-    "turned the wrong way": dict(apply_rotary=rotates(turn=-1)),
+    "the whole head turns": dict(apply_rotary=turned_by(R=16)),
+    "base 10,000": dict(apply_rotary=turned_by(b=1e4)),
+    "turned the wrong way": dict(apply_rotary=turned_by(sign=-1)),
     "positions from 1": dict(apply_rotary=later),
 }
 load = MiniMaxForCausalLM.from_pretrained
@@ -371,7 +371,7 @@ print("mistake               ", *models)
 for name, wrong in MISTAKES.items():
     right = []
     for model in models.values():
-        yours = dict(softmax_attention=attends, apply_rotary=rotary)
+        yours = dict(softmax_attention=attends, apply_rotary=turn)
         with ops.using(**yours | wrong):
             said = model(ids, logits_to_keep=32).logits.argmax(-1)
         right.append(f"{(said == answers).mean():4.0%}")
@@ -389,7 +389,7 @@ for name, wrong in MISTAKES.items():
 #   numbers are compared.
 #
 # **Far out.** Angles are products of a position and a frequency. In float32 such a product has 24 bits, and at
-# a large position all of them are spent on whole turns. The largest error of an angle, in radians:
+# a large position most of them are spent on whole turns. The largest error of an angle, in radians:
 
 # %%
 wide = ops.rotary_frequencies(64, 1e7)
@@ -417,7 +417,7 @@ import torch
 q = rng.standard_normal((1, 8, 50, 16))
 k, v = rng.standard_normal((2, 1, 2, 50, 16))
 t = np.arange(50)[None]
-mine = grouped_attention(rotary(q, t, 8, 1e7), rotary(k, t, 8, 1e7), v)
+mine = attend_grouped(turn(q, t, 8, 1e7), turn(k, t, 8, 1e7), v)
 
 q, k, v, t = (torch.from_numpy(x) for x in (q, k, v, t))
 twin = minimax_torch.ops

@@ -107,11 +107,11 @@ plt.show()
 # the middle?
 
 # %%
-route = yours_or("6.1", route, ops.route)
+choose = yours_or("6.1", route, ops.route)
 
 angle = np.linspace(0, 2 * np.pi, 721)
 walk = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-weights, indices = route(walk @ directions.T, 2)
+weights, indices = choose(walk @ directions.T, 2)
 
 fig, ax = plt.subplots(figsize=(7, 2.6))
 given = np.zeros((len(walk), 4))
@@ -168,14 +168,14 @@ def ours(x, weights, indices, w1, w3, w2):
     return ops.mix_experts(x, weights, indices, gate_up, w2)
 
 
-mix_experts = yours_or("6.2", mix_experts, ours)
+mix = yours_or("6.2", mix_experts, ours)
 
 E, K, D, F = 4, 2, 8, 16
 w1, w3 = rng.standard_normal((2, E, F, D)) / np.sqrt(D)
 w2 = rng.standard_normal((E, D, F)) / np.sqrt(F)
 router = rng.standard_normal((E, D))
 x = rng.standard_normal((6, D))
-weights, indices = route(x @ router.T, K)
+weights, indices = choose(x @ router.T, K)
 
 y = np.zeros(x.shape)
 for e in range(E):
@@ -184,7 +184,7 @@ for e in range(E):
     inside = ops.silu(x[token] @ w1[e].T) * (x[token] @ w3[e].T)  # (n, F)
     y[token] += weights[token, choice, None] * (inside @ w2[e].T)
 
-definition = mix_experts(x, weights, indices, w1, w3, w2)
+definition = mix(x, weights, indices, w1, w3, w2)
 apart = np.abs(y - definition).max()
 print(f"\nsorted by expert or token by token: {apart:.0e} apart")
 
@@ -196,8 +196,8 @@ print(f"\nsorted by expert or token by token: {apart:.0e} apart")
 
 # %%
 new = rng.permutation(E)
-renamed, places = route(x @ router[new].T, K)
-again = mix_experts(x, renamed, places, w1[new], w3[new], w2[new])
+renamed, places = choose(x @ router[new].T, K)
+again = mix(x, renamed, places, w1[new], w3[new], w2[new])
 print(f"renamed: {np.abs(again - definition).max():.0e} apart")
 
 # %% [markdown]
@@ -215,8 +215,8 @@ router = rng.standard_normal((E, D)) / np.sqrt(D)
 
 
 def moe(x):
-    weights, indices = route(x @ router.T, 2)
-    return mix_experts(x, weights, indices, w1, w3, w2), indices
+    weights, indices = choose(x @ router.T, 2)
+    return mix(x, weights, indices, w1, w3, w2), indices
 
 
 x = rng.standard_normal((1, D))
@@ -271,7 +271,7 @@ for name, moved in rounding.items():
 # case: a token of zeros, or two experts with the same row.
 
 # %%
-weights, indices = route(np.zeros((1, 32)), 2)
+weights, indices = choose(np.zeros((1, 32)), 2)
 print("all scores equal: experts", indices[0], "with", weights[0])
 
 # %% [markdown]
@@ -306,7 +306,7 @@ losses, taken = [], []
 for push in pushes:
     pushed = scores[:4000] + push * np.eye(E)[0]
     losses.append(ops.load_balancing_loss([pushed[None]], 2))
-    _, indices = route(pushed, 2)
+    _, indices = choose(pushed, 2)
     taken.append((indices == 0).any(1).mean())
 
 fig, ax = plt.subplots()
@@ -334,7 +334,7 @@ model = MiniMaxForCausalLM(MiniMaxConfig.tiny(), seed=0, dtype=np.float64)
 text = b"A router that was never trained has its favourites nevertheless."
 ids = np.frombuffer(text, np.uint8).astype(int)[None]
 parts = Trace()
-with ops.using(route=route), recording(parts):
+with ops.using(route=choose), recording(parts):
     model(ids)
 gates = [f"model.layers.{layer}.mlp.gate" for layer in range(8)]
 load = np.zeros((8, 6), int)  # layers, experts
@@ -375,8 +375,8 @@ import minimax_torch.ops
 import torch
 
 x = rng.standard_normal((50, D))
-weights, indices = route(x @ router.T, 2)
-mine = mix_experts(x, weights, indices, w1, w3, w2)
+weights, indices = choose(x @ router.T, 2)
+mine = mix(x, weights, indices, w1, w3, w2)
 
 twin = minimax_torch.ops
 x, logits = torch.from_numpy(x), torch.from_numpy(x @ router.T)
