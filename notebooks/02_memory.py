@@ -92,7 +92,8 @@ print("   was written:   ", *values)
 
 # %%
 rng = np.random.default_rng(4)
-K, V = rng.standard_normal((2, 4, 4))  # (T, d), (T, e)
+levels = [-1.5, -1.0, -0.5, 0.5, 1.0, 1.5]
+K, V = rng.choice(levels, size=(2, 4, 4))  # (T, d), (T, e)
 s = math.log(2)
 left = np.exp(-s * np.array([3, 2, 1, 0]))  # 1/8, 1/4, 1/2, 1
 
