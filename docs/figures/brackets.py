@@ -42,7 +42,7 @@ def figures():
         parts.append(matrix(x + wide + 32, top + D + 5, D, T, "o"))
     point = (
         "The same output by two orders of multiplication, drawn to scale. Scores first: q times k transposed is a "
-        "square of T by T numbers. Sum first: k transposed times v is a square of d by e numbers, however long the text."
+        "square of T by T numbers. Sum first: k transposed times v is one of d by e numbers, however long the text."
     )
     return {"brackets.svg": sheet(440, top + wide + 2, point, parts)}
 

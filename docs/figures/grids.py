@@ -98,16 +98,16 @@ def chunked():
         parts.append(line([(x0 + edge, y0 + edge), (x0 + edge, y0 + min(edge + size * C, size * T - 1))], "ink thick"))
     t, j = 8, 1  # one pair, its distance split at the cut
     x, y, corner = x0 + size * j + 11.5, y0 + size * t + 11.5, x0 + size * C - 1
-    parts += [text(x, y + 4.5, "●", "mid"), line([(x, y), (corner, y)], "ink thick"), text((x + corner) / 2, y - 6, "c − j", "bold mid")]
-    parts += [text(corner + 7, y0 + size * 7 + 4, "r", "bold")]
+    parts += [text(x, y + 4.5, "●", "mid"), line([(x, y), (corner, y)], "ink thick")]
+    parts += [text((x + corner) / 2, y - 6, "c − j", "bold mid"), text(corner + 7, y0 + size * 7 + 4, "r", "bold")]
     for top, words in ((1.2, "chunk 1"), (6.2, "chunk 2"), (10.7, "chunk 3, short")):
         parts.append(text(x0 + size * (top + 1.9), y0 + size * top, words, "soft"))
     side = x0 + 8 * size
     for n, (style, words) in enumerate((("hot", "pair by pair"), ("cool", "through the state"))):
         parts += [cell(side, y0 + 24 * n, 15, 15, style, 0.8), text(side + 22, y0 + 12 + 24 * n, words)]
     point = (
-        "The scores of twelve tokens, cut after the fifth and the tenth. Three triangles inside the chunks, the last one "
-        "short, are computed pair by pair; everything to their left goes through the state. The distance of a pair is "
+        "The scores of twelve tokens, cut after the fifth and the tenth. Three triangles inside the chunks, the last "
+        "one short, are computed pair by pair; everything to their left goes through the state. The distance of a pair is "
         "the way from the key to the cut plus the way from the cut to the query."
     )
     return sheet(440, y0 + 12 * size + 4, point, parts)

@@ -1,7 +1,7 @@
 """Draw the half-life of every head of every lightning layer: `python docs/figures/half_lives.py`."""
 
 import numpy as np
-from kit import Plot, dot, line, sheet, text, write
+from kit import Plot, dot, sheet, text, write
 from minimax_numpy import MiniMaxConfig, ops
 from minimax_numpy.config import LIGHTNING
 
@@ -32,9 +32,9 @@ def figures():
     x, y = plot.place(L - 2, longest)
     parts.append(text(x - 8, y - 2, f"{longest:,.0f}", "hot end"))
     point = (
-        f"Half-lives of the {H} heads in {len(lightning)} lightning layers on a log axis: from {shortest:.2f} tokens in the first "
-        f"head of layer 0 to {longest:,.0f} in the last of layer {lightning[-1]}. Heads spread over a factor of "
-        f"{half[0, -1] / half[0, 0]:.0f} in every layer; layers stretch all of them alike, slowly at first and steeply at the end."
+        f"Half-lives of the {H} heads in {len(lightning)} lightning layers on a log axis: from {shortest:.2f} tokens in "
+        f"the first head of layer 0 to {longest:,.0f} in the last of layer {lightning[-1]}. In every layer heads spread "
+        f"over a factor of {half[0, -1] / half[0, 0]:.0f}; layers stretch all of them alike, at the end steeply."
     )
     return {"half-lives.svg": sheet(440, 302, point, parts)}
 

@@ -17,7 +17,8 @@ def number(x, y, value, style="none", strength=1.0):
     """One number in its cell."""
     size = SIZE - 2
     under = "" if style == "none" else cell(x, y, size, size, style, strength)
-    return under + cell(x, y, size, size) + text(x + size / 2, y + size / 2 + 4, f"{value:g}", "mid" if value else "soft mid")
+    words = text(x + size / 2, y + size / 2 + 4, f"{value:g}", "mid" if value else "soft mid")
+    return under + cell(x, y, size, size) + words
 
 
 def row(x, y, numbers, style="none", strength=1.0):
@@ -60,8 +61,8 @@ def figures():
         parts += [text(x - 6, y + 3 * SIZE + GAP + 16, "o", "soft end"), row(x, y + 3 * SIZE + GAP, o, "cool", 0.35)]
         parts.append(text(x, y + 4 * SIZE + GAP + 14, answer, "cool"))
     point = (
-        "Three tokens write outer products, and the state is their sum. The first key is at right angles to the others, "
-        "so asking with it gives exactly the first value; the second and third keys overlap, so asking with the "
+        "Three tokens write outer products, and the state is their sum. The first key is at right angles to the "
+        "others, so asking with it gives exactly the first value; the second and third keys overlap, so asking with the "
         "second or the third mixes two values."
     )
     return {"outer.svg": sheet(440, read + block + 26, point, parts)}
