@@ -107,8 +107,8 @@ def chunked():
         parts += [cell(side, y0 + 24 * n, 15, 15, style, 0.8), text(side + 22, y0 + 12 + 24 * n, words)]
     point = (
         "The scores of twelve tokens, cut after the fifth and the tenth. Three triangles inside the chunks, the last "
-        "one short, are computed pair by pair; everything to their left goes through the state. The distance of a pair is "
-        "the way from the key to the cut plus the way from the cut to the query."
+        "one short, are computed pair by pair; what lies left of them goes through the state. The distance of a pair "
+        "is the way from the key to the cut plus the way from the cut to the query."
     )
     return sheet(440, y0 + 12 * size + 4, point, parts)
 

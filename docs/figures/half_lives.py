@@ -32,8 +32,8 @@ def figures():
     x, y = plot.place(L - 2, longest)
     parts.append(text(x - 8, y - 2, f"{longest:,.0f}", "hot end"))
     point = (
-        f"Half-lives of the {H} heads in {len(lightning)} lightning layers on a log axis: from {shortest:.2f} tokens in "
-        f"the first head of layer 0 to {longest:,.0f} in the last of layer {lightning[-1]}. In every layer heads spread "
+        f"Half-lives of the {H} heads in {len(lightning)} lightning layers on a log axis: from {shortest:.2f} tokens "
+        f"in the first head of layer 0 to {longest:,.0f} in the last of layer {lightning[-1]}. In a layer heads spread "
         f"over a factor of {half[0, -1] / half[0, 0]:.0f}; layers stretch all of them alike, at the end steeply."
     )
     return {"half-lives.svg": sheet(440, 302, point, parts)}

@@ -62,8 +62,8 @@ def figures():
         parts.append(text(x, y + 4 * SIZE + GAP + 14, answer, "cool"))
     point = (
         "Three tokens write outer products, and the state is their sum. The first key is at right angles to the "
-        "others, so asking with it gives exactly the first value; the second and third keys overlap, so asking with the "
-        "second or the third mixes two values."
+        "others, so asking with it gives exactly the first value; the second and third keys overlap, so asking with "
+        "the second or the third mixes two values."
     )
     return {"outer.svg": sheet(440, read + block + 26, point, parts)}
 
