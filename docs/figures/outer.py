@@ -59,7 +59,7 @@ def figures():
         parts += [text(x0 + 12, read, "q", "soft mid"), text(x, read, "S, their sum", "soft")]
         parts += [column(x0, y, k, "cool"), matrix(x, y, state[0, 0], k)]
         parts += [text(x - 6, y + 3 * SIZE + GAP + 16, "o", "soft end"), row(x, y + 3 * SIZE + GAP, o, "cool", 0.35)]
-        parts.append(text(x, y + 4 * SIZE + GAP + 14, answer, "cool"))
+        parts.append(text(x0, y + 4 * SIZE + GAP + 14, answer, "cool"))
     point = (
         "Three tokens write outer products, and the state is their sum. The first key is at right angles to the "
         "others, so asking with it gives exactly the first value; the second and third keys overlap, so asking with "
