@@ -200,7 +200,8 @@ print(f"worst after {worst:,} tokens; 1/s is {1 / s:,.0f}")
 # %% [markdown]
 # ## 6 · Break it: error against length
 #
-# Now the whole op. Two forms are given the same float32 numbers, and their outputs compared with float64’s. Then the state is kept in bfloat16, rounded whenever a form hands it on.
+# Now the whole op. Two forms are given the same float32 numbers, and their outputs compared with float64’s. Then
+# the state is kept in bfloat16, rounded whenever a form hands it on.
 
 
 # %%
@@ -320,7 +321,7 @@ print(inspect.getsource(judge.allowance).rpartition('"""\n')[2])
 # <details><summary>Answers</summary>
 #
 # 1. 39 of 4,480, in the last layers; `MiniMaxConfig.text_01().layer_types` says which layers are lightning.
-# 2. About eight times: three more bits. But a state that passes 65,504 is infinite, and nothing brings it back.
+# 2. About ten times: three more bits. But a state that passes 65,504 is infinite, and nothing brings it back.
 #
 # </details>
 #
