@@ -35,6 +35,7 @@ if importlib.util.find_spec("triton") is None:
     skip(lambda lines: [])
 
 # %%
+import matplotlib.pyplot as plt
 import minimax_torch
 import numpy as np
 import torch
@@ -44,6 +45,12 @@ from minimax_numpy import MiniMaxConfig, MiniMaxForCausalLM, ops
 from minimax_numpy.check import check_op, crosscheck
 from minimax_torch.kernels import lightning
 
+# %config InlineBackend.figure_formats = ["svg"]
+ORANGE, GREY = "#d2622a", "#808a98"  # by day and by night
+lines = [f"{part}.color" for part in ("text", "xtick", "ytick")]
+lines += ["axes.edgecolor", "axes.labelcolor"]
+plt.rcParams.update(dict.fromkeys(lines, GREY))
+plt.rcParams.update(dict.fromkeys(["figure.facecolor", "axes.facecolor"], "none"))
 draw = torch.Generator().manual_seed(0)
 
 # %% [markdown]
@@ -270,8 +277,39 @@ for T in 48, 40, 1:
 #
 # ## 4 · The whole kernel
 #
-# The real one does the same for B · H memories at once, for any strides, with a state handed in and rows that
-# are padded. It looks longer than it is: half of it is addresses. Read it with section 3 beside it.
+# One program for one head would leave most of a GPU idle. The state’s columns do not need each other, one value
+# channel writes and reads one of them, so the real kernel gives each program E columns of one head’s state: a grid
+# of programs. Here each signs the part of the output that it owns: six heads of 80 channels, E = 32.
+
+
+# %%
+@triton.jit
+def sign(owner, e, E: tl.constexpr):
+    head, block = tl.program_id(0), tl.program_id(1)
+    j = block * E + tl.arange(0, E)
+    tl.store(owner + head * e + j, head * 3 + block, mask=j < e)
+
+
+owner = torch.full((6, 80), -1, dtype=torch.int32)
+sign[6, 3](owner, 80, E=32)
+
+fig, ax = plt.subplots(figsize=(7, 2.4))
+for program in range(18):
+    heads_, channels = np.nonzero(owner.numpy() == program)
+    left, right = channels.min() + 0.4, channels.max() + 0.6
+    place = dict(height=0.85, color=ORANGE, alpha=0.6 if program == 7 else 0.25)
+    ax.barh(heads_[0], right - left, left=left, **place)
+    ax.text((left + right) / 2, heads_[0], program, ha="center", va="center")
+ax.set(xlabel="value channel", ylabel="head", ylim=(5.6, -0.6))
+ax.spines[:].set_visible(False)
+plt.show()
+
+# %% [markdown]
+# **Notice** that every place has one owner, so nobody waits for anybody; and that the third column of programs is
+# half empty, for 80 is no multiple of 32.
+#
+# The real kernel does what section 3 does, for such a grid, for any strides, with a state handed in and rows
+# that are padded. It looks longer than it is: half of it is addresses. Read it with section 3 beside it.
 
 # %%
 print(inspect.getsource(lightning.lightning_forward.fn))
@@ -353,7 +391,7 @@ def broken(was, becomes, dtype="float64"):
 broken("r[:, None] >= r[None, :]", "r[:, None] > r[None, :]")
 
 # %% [markdown]
-# A token no longer sees itself, which is what a state does that is read after the decay and before the write.
+# A token no longer sees itself: as if the state were read after the decay and before the write.
 #
 # **Two.** Each program computes the same block of value channels.
 

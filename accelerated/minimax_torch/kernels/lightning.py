@@ -1,6 +1,9 @@
 r"""Lightning attention as a kernel walks it: chunk after chunk, with the state kept where the arithmetic is done.
 
-$$o = (e^{-s r} q)\, S + \bigl((q k^\top) \odot M\bigr)\, v, \qquad S \leftarrow e^{-s m} S + (e^{-s(m-r)} k)^\top v$$
+$$\begin{aligned}
+o &= (e^{-s r} q)\, S + \bigl((q k^\top) \odot M\bigr)\, v \\
+S &\leftarrow e^{-s m} S + (e^{-s(m-r)} k)^\top v
+\end{aligned}$$
 
 A *program* is one walk along one sequence, from the first chunk to the last. It owns E columns of one head's memory;
 since a column is written by one value channel alone, programs never wait for each other, and since no two add to one
@@ -48,15 +51,15 @@ def lightning_forward(
 ):  # fmt: skip
     """One program: E columns of one head's memory, and what the queries read in them.
 
-    Arrays come as the address of their first element; a stride is how far the next one along an axis is.
+    Arrays come as the address of their first element; a stride is the way to the next along an axis.
     """
-    # Who am I? One of B · H memories, and E of its value channels. Offsets are int64: a large batch passes 2³¹.
+    # Who am I? One of B · H memories, and E of its value channels. Offsets may pass 2³¹: int64.
     pair = tl.program_id(0).to(tl.int64)
     b = pair // H
     h = pair % H
     r = tl.arange(0, C).to(tl.int64)  # places in a chunk
-    i = tl.arange(0, D)  # key channels, in tiles of a power of two …
-    j = tl.program_id(1) * E + tl.arange(0, E)  # … and value channels; past d or e nothing is read or written
+    i = tl.arange(0, D)  # key channels, and value channels: what is past d or e is masked
+    j = tl.program_id(1) * E + tl.arange(0, E)
     wide = state.dtype.element_ty  # float32, or float64 where the inputs are
     q += b * q_strides[0] + h * q_strides[1] + i[None, :] * q_strides[3]  # (1, D)
     k += b * k_strides[0] + h * k_strides[1] + i[None, :] * k_strides[3]
@@ -72,16 +75,16 @@ def lightning_forward(
     causal = r[:, None] >= r[None, :]
 
     for start in range(0, T, C):
-        # The clock holds, at t, how many real tokens come before position t. It stands still at padding and past the
-        # end, so that a padded position and a missing one are one case: not real.
+        # The clock says how many real tokens come before a position. It stands still at padding
+        # and past the end: a padded position and a missing one are one case, not real.
         t = start + r
-        here = tl.load(clock + tl.minimum(t + 1, T))
-        real = here > tl.load(clock + tl.minimum(t, T))
+        now = tl.load(clock + tl.minimum(t + 1, T))
+        real = now > tl.load(clock + tl.minimum(t, T))
         before = tl.load(clock + start)
-        n = here - before  # 1 … m, in real tokens
-        m = tl.load(clock + tl.minimum(start + C, T)) - before  # what this chunk holds: fewer than C in the last one
+        n = now - before  # 1 … m, in real tokens
+        m = tl.load(clock + tl.minimum(start + C, T)) - before  # what the chunk holds: not always C
 
-        # Load. A position that is not real is chosen to be 0; whatever stands there, NaN too, is not read.
+        # Load. What is not real is chosen to be 0; whatever stands there, NaN too, is not read.
         at = t[:, None]
         keys = real[:, None] & (i[None, :] < d)
         values = real[:, None] & (j[None, :] < e)
@@ -90,17 +93,21 @@ def lightning_forward(
         vc = tl.load(v + at * v_strides[2], mask=values, other=0).to(wide)  # (C, E)
 
         # Every count of tokens is at least 0, so no exponent is positive and nothing overflows.
-        inside = tl.where(causal, tl.exp2(rate * tl.where(causal, n[:, None] - n[None, :], 0)), 0)
+        lag = tl.where(causal, n[:, None] - n[None, :], 0)
+        inside = tl.where(causal, tl.exp2(rate * lag), 0)
         from_state = tl.exp2(rate * n)[:, None]
         to_end = tl.exp2(rate * (m - n))[:, None]
 
         # Read: from the memory what is older than the chunk, from the chunk the rest.
         scores = tl.dot(qc, tl.trans(kc), input_precision=PRECISION) * inside
-        o = tl.dot(qc * from_state, S, input_precision=PRECISION) + tl.dot(scores, vc, input_precision=PRECISION)
-        tl.store(out + at * out_strides[2], o.to(out.dtype.element_ty), mask=(at < T) & (j[None, :] < e))
+        o = tl.dot(qc * from_state, S, input_precision=PRECISION)
+        o += tl.dot(scores, vc, input_precision=PRECISION)
+        place = (at < T) & (j[None, :] < e)
+        tl.store(out + at * out_strides[2], o.to(out.dtype.element_ty), mask=place)
 
         # Decay and write, in that order: by m, not by C.
-        S = tl.exp2(rate * m) * S + tl.dot(tl.trans(kc * to_end), vc, input_precision=PRECISION)
+        write = tl.dot(tl.trans(kc * to_end), vc, input_precision=PRECISION)
+        S = tl.exp2(rate * m) * S + write
 
     tl.store(state, S, mask=mine)
 
