@@ -159,7 +159,7 @@ def test_offsets_beyond_32_bits():
 def test_the_whole_model_runs_on_it(device):
     """Prefill, decoding from a cache, padding, packing: every part of the twin is the truth's."""
     truth = lively(small(LIGHTNING, LIGHTNING, SOFTMAX))
-    twin = minimax_torch.MiniMaxForCausalLM.from_reference(truth)
+    twin = minimax_torch.MiniMaxForCausalLM.from_reference(truth, device=device)
     calls = []
 
     def counted(*arguments, **options):
@@ -167,12 +167,19 @@ def test_the_whole_model_runs_on_it(device):
         return kernel(*arguments, **options)
 
     with minimax_torch.ops.using(lightning_attention_chunked=counted):
-        report = crosscheck(truth, twin, length=20, device=device)
+        report = crosscheck(truth, twin, length=20)
     assert report.ok, report
     assert {shape[2] for shape in calls} >= {1, 20}
 
 
 # --- What it refuses -----------------------------------------------------------------------------------------------
+
+
+def test_an_interpreter_that_cannot_loop_is_not_asked_to(monkeypatch):
+    monkeypatch.setattr(kernels.triton, "__version__", "3.6.0")
+    with pytest.raises(RuntimeError) as told:
+        kernel(*drawn(1, 1, 3, 16, 16))
+    assert_one_sentence(told.value, "3.7", "3.6.0")
 
 
 def test_what_it_cannot_do_it_says(unchecked):

@@ -135,6 +135,7 @@ def lightning_attention(
     the proof, float64. ``precision`` is one of `PRECISIONS`; with ``"tf32"`` it is not the op any more.
 
     Raises ValueError where a key has more than 128 channels, and where a gradient is wanted: there is no backward yet.
+    Raises RuntimeError on a CPU with a Triton before 3.7, whose interpreter fails on loops under newer NumPy.
     """
     B, H, T, d = q.shape
     e = v.shape[3]
@@ -149,6 +150,8 @@ def lightning_attention(
         raise ValueError(f"precision is {precision!r}; there are {', '.join(PRECISIONS)}.")
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, state)):
         raise ValueError("The kernel has no backward yet; call it under torch.no_grad(), or train with the op.")
+    if not q.is_cuda and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7):
+        raise RuntimeError(f"On a CPU the kernel needs Triton 3.7 or later; this is {triton.__version__}.")
 
     wide = torch.promote_types(q.dtype, torch.float32)
     walk: Any = lightning_forward if q.is_cuda else InterpretedFunction(lightning_forward.fn)
