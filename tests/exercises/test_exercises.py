@@ -1,18 +1,19 @@
 """Every exercise is a contract: its stub fails and teaches, its solution passes, a mistake is called by its name."""
 
-import math
 import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 from exercises.answers import RIGHT, WRONG, in_float32
+from exercises.programs import written
 from minimax_numpy import MiniMaxConfig, MiniMaxForCausalLM, ops
 from minimax_numpy.check import DEFECTS, broken, exercise
 from minimax_numpy.check.exercises import CHAPTERS, EXERCISES, intact
 from minimax_numpy.check.exercises.chapter9 import KEYS, examine, symptom
 from minimax_numpy.check.exercises.functions import FLOAT32, answers, attempt
-from minimax_numpy.check.exercises.registry import build
+from minimax_numpy.check.exercises.registry import KINDS, build
+from minimax_numpy.check.exercises.values import worth
 from minimax_numpy.check.judge import rms
 
 IMPLEMENTING = [e for e in EXERCISES.values() if e.task]
@@ -22,8 +23,10 @@ right_answers = pytest.mark.parametrize("number, function", RIGHT, ids=[f.__name
 
 
 def made(asked, source):
-    """What a piece of source of an exercise is worth: its function, or its value."""
-    return build(source, asked.task.function) if asked.task else eval(source, {"np": np, "math": math})
+    """What a piece of source of an exercise is worth: its function, its value, or the file that it writes."""
+    if asked.kind == "port":
+        return written(source)
+    return build(source, asked.task.function) if asked.task else worth(source)
 
 
 @every_exercise
@@ -35,6 +38,10 @@ def test_an_exercise_is_whole(number):
     assert all((asked.title, asked.statement, asked.reason, *asked.hints)) and asked.hints[0] != asked.hints[1]
     assert asked.solution.strip() not in asked.stub + asked.statement
     assert str(exercise(number)).endswith(asked.statement) and asked.title in exercise()
+
+
+def test_there_are_exercises_of_every_kind():
+    assert {asked.kind for asked in EXERCISES.values()} == set(KINDS)
 
 
 @every_exercise
