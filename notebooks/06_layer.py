@@ -31,13 +31,21 @@ from minimax_numpy.shipped import TINY
 from minimax_numpy.trace import Trace, recording
 
 # %config InlineBackend.figure_formats = ["svg"]
-ORANGE, BLUE, GREY = "#d2622a", "#2f86a6", "#808a98"  # legible by day and by night
+ORANGE, BLUE, GREY = "#d2622a", "#3f8bd0", "#808a98"  # legible by day and by night
 lines = [f"{part}.color" for part in ("text", "xtick", "ytick")]
 lines += ["axes.edgecolor", "axes.labelcolor"]
 plt.rcParams.update(dict.fromkeys(lines, GREY))
 plt.rcParams.update(dict.fromkeys(["figure.facecolor", "axes.facecolor"], "none"))
 plt.rcParams.update(dict.fromkeys(["axes.spines.top", "axes.spines.right"], False))
 plt.rcParams["figure.figsize"] = 7, 3.4
+
+
+def yours_or(number, yours, ours):
+    """Your function once its check says right; until then the library's."""
+    right = exercise(number, yours).ok
+    until = f"the library's, until yours of {number} is right."
+    print("At work:", "your own." if right else until)
+    return yours if right else ours
 
 
 def rms(x):
@@ -73,7 +81,7 @@ print("x, new =", (2 * n + u).round(3))
 # From here on the notebook works with your function where it is right, and with the library's where it is not yet.
 
 # %%
-norm = rms_norm if exercise("5.1", rms_norm).ok else ops.rms_norm
+norm = yours_or("5.1", rms_norm, ops.rms_norm)
 print("the norm of (3, 4):", norm(np.array([3.0, 4.0]), np.ones(2), 0.0).round(3))
 
 # %% [markdown]
@@ -135,7 +143,7 @@ def join(x, weight, update, alpha, beta):
     return ops.add_residual(x, ops.rms_norm(x, weight), update, alpha, beta)
 
 
-join = residual if exercise("5.3", residual).ok else join
+join = yours_or("5.3", residual, join)
 print("by hand it was 2.697 and 2.263; now:", join(np.array([3.0, 4.0]), np.ones(2), u, 2.0, 1.0).round(3))
 
 # %% [markdown]
@@ -178,7 +186,7 @@ def norm_of_heads(out, weight):
     return ops.inner_norm(ops.merge_heads(out), weight)
 
 
-norm_of_heads = inner_norm if exercise("5.2", inner_norm).ok else norm_of_heads
+norm_of_heads = yours_or("5.2", inner_norm, norm_of_heads)
 y = norm_of_heads(read, model.weights["model.layers.0.self_attn.norm.weight"])
 print(f"apart from the model's own: {np.abs(y - parts['model.layers.0.self_attn.norm']).max():.0e}")
 
@@ -201,7 +209,7 @@ def gate(y, x, weight):
     return ops.output_gate(y, x, lambda x: x @ weight.T)
 
 
-gate = output_gate if exercise("5.4", output_gate).ok else gate
+gate = yours_or("5.4", output_gate, gate)
 opened = ops.sigmoid(parts["model.layers.0.self_attn.output_gate"])[0]  # (T, H·d)
 print(f"valves of layer 0: {(opened < 0.25).mean():.0%} nearly shut, {(opened > 0.75).mean():.0%} nearly open")
 

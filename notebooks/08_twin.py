@@ -34,7 +34,7 @@ from minimax_numpy.trace import Trace, recording
 from minimax_torch.hooks import watching
 
 # %config InlineBackend.figure_formats = ["svg"]
-ORANGE, BLUE, GREY = "#d2622a", "#2f86a6", "#808a98"  # legible by day and by night
+ORANGE, BLUE, GREY = "#d2622a", "#3f8bd0", "#808a98"  # legible by day and by night
 lines = [f"{part}.color" for part in ("text", "xtick", "ytick")]
 lines += ["axes.edgecolor", "axes.labelcolor"]
 plt.rcParams.update(dict.fromkeys(lines, GREY))
