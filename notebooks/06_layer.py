@@ -16,11 +16,12 @@
 # model, or something like it?
 #
 # **You will** write the norm, the shortcut, the norm over all heads and the gate; put a layer together from
-# them; compare it with the model's own, part by part; run the *whole model* on it; and see where in a layer each
+# them; compare it with the model’s own, part by part; run the *whole model* on it; and see where in a layer each
 # of nine mistakes shows first.
 
 # %%
 import dataclasses
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -56,10 +57,10 @@ def rms(x):
 # %% [markdown]
 # ## 1 · One join, by hand
 #
-# A layer does two things to a token's vector: it mixes in what other positions say (attention), and it sends the
+# A layer does two things to a token’s vector: it mixes in what other positions say (attention), and it sends the
 # result through two experts. Each time the same three steps:
 #
-# $$n = \mathrm{RMSNorm}(x), \qquad u = \mathrm{block}(n), \qquad x \leftarrow \alpha\,n + \beta\,u$$
+# $$n = \mathrm{RMSNorm}(x), \quad u = \mathrm{block}(n), \quad x \leftarrow \alpha\,n + \beta\,u$$
 #
 # Two channels are enough to see it. The vector (3, 4) has a root mean square of √12.5 = 3.54. Let the block
 # answer (1, 0), and take α = 2, β = 1. Work out the new x before you run the cell.
@@ -78,7 +79,7 @@ print("x, new =", (2 * n + u).round(3))
 # {{ exercise 5.1 }}
 
 # %% [markdown]
-# From here on the notebook works with your function where it is right, and with the library's where it is not yet.
+# From here on the notebook works with your function where it is right, and with the library’s where it is not yet.
 
 # %%
 norm = yours_or("5.1", rms_norm, ops.rms_norm)
@@ -87,7 +88,7 @@ print("the norm of (3, 4):", norm(np.array([3.0, 4.0]), np.ones(2), 0.0).round(3
 # %% [markdown]
 # ## 2 · Draw it: how long is the stream?
 #
-# Forty layers with fresh weights, three ways to carry on. The first is the model's. The second carries x where the
+# Forty layers with fresh weights, three ways to carry on. The first is the model’s. The second carries x where the
 # model carries n, and keeps the α that was meant for n: a mistake that ports do make. The third is what most
 # models do: carry x, with α = 1.
 
@@ -98,9 +99,8 @@ FACTORS = [f"{part}_alpha_factor" for part in ("full_attn", "linear_attn", "mlp"
 
 def deep(alpha, **changes):
     """Five times the tiny model's layers."""
-    layers = tiny.layer_types * 5
-    config = dataclasses.replace(tiny, layer_types=layers, **dict.fromkeys(FACTORS, alpha), **changes)
-    return MiniMaxForCausalLM(config, dtype=np.float64)
+    changes |= {"layer_types": tiny.layer_types * 5, **dict.fromkeys(FACTORS, alpha)}
+    return MiniMaxForCausalLM(dataclasses.replace(tiny, **changes), dtype=np.float64)
 
 
 alpha = (2 * 40) ** 0.25
@@ -113,7 +113,7 @@ ids = np.arange(40, 72)[None]  # (B, T); any 32 tokens will do
 
 fig, ax = plt.subplots()
 for name, (deep_model, colour) in models.items():
-    states = deep_model(ids, output_hidden_states=True).hidden_states[:-1]  # after each layer
+    states = deep_model(ids, output_hidden_states=True).hidden_states[:-1]
     size = [rms(x) for x in states]
     print(f"{name:19} {size[0]:4.2f} at first, {size[-1]:8.3g} after 40 layers")
     ax.plot(size, color=colour)
@@ -144,7 +144,8 @@ def join(x, weight, update, alpha, beta):
 
 
 join = yours_or("5.3", residual, join)
-print("by hand it was 2.697 and 2.263; now:", join(np.array([3.0, 4.0]), np.ones(2), u, 2.0, 1.0).round(3))
+again = join(np.array([3.0, 4.0]), np.ones(2), u, 2.0, 1.0)
+print("by hand it was 2.697 and 2.263; now:", again.round(3))
 
 # %% [markdown]
 # ## 3 · What the heads read is normed as one vector
@@ -156,7 +157,8 @@ print("by hand it was 2.697 and 2.263; now:", join(np.array([3.0, 4.0]), np.ones
 
 # %%
 model = MiniMaxForCausalLM.from_pretrained(TINY, np.float64)
-config, L, H = model.config, model.config.num_hidden_layers, model.config.num_attention_heads
+config = model.config
+L, H, G = config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads
 parts = Trace()
 with recording(parts):  # every part of a run, by name
     logits = model(ids).logits
@@ -166,8 +168,10 @@ together = read / np.sqrt(np.mean(read**2, axis=(1, 3), keepdims=True))
 each = read / np.sqrt(np.mean(read**2, axis=3, keepdims=True))
 
 fig, axes = plt.subplots(1, 3, figsize=(7, 2.4), layout="constrained")
-for ax, (title, y) in zip(axes, [("as read", read), ("one norm for all", together), ("a norm a head", each)]):
-    ax.bar(range(H), [rms(y[0, h]) for h in range(H)], color=GREY if y is each else ORANGE)
+shown = {"as read": read, "one norm for all": together, "a norm a head": each}
+for ax, (title, y) in zip(axes, shown.items()):
+    colour = GREY if y is each else ORANGE
+    ax.bar(range(H), [rms(y[0, h]) for h in range(H)], color=colour)
     ax.set(title=title, xlabel="head", xticks=range(H))
 axes[0].set_ylabel("root mean square")
 plt.show()
@@ -188,14 +192,15 @@ def norm_of_heads(out, weight):
 
 norm_of_heads = yours_or("5.2", inner_norm, norm_of_heads)
 y = norm_of_heads(read, model.weights["model.layers.0.self_attn.norm.weight"])
-print(f"apart from the model's own: {np.abs(y - parts['model.layers.0.self_attn.norm']).max():.0e}")
+apart = np.abs(y - parts["model.layers.0.self_attn.norm"]).max()
+print(f"apart from the model's own: {apart:.0e}")
 
 # %% [markdown]
 # Its ε is 1e-6, and fixed; the other norms take 1e-5 from the configuration. Keep this in mind for section 6.
 #
 # ## 4 · The gate
 #
-# Before the heads are projected back, the layer's input has a last word. Each of the H · d channels passes through
+# Before the heads are projected back, the layer’s input has a last word. Each of the H · d channels passes through
 # a valve that the *normed input* of the layer opens or shuts: a memory may know something, and the token may not
 # want it.
 
@@ -211,13 +216,14 @@ def gate(y, x, weight):
 
 gate = yours_or("5.4", output_gate, gate)
 opened = ops.sigmoid(parts["model.layers.0.self_attn.output_gate"])[0]  # (T, H·d)
-print(f"valves of layer 0: {(opened < 0.25).mean():.0%} nearly shut, {(opened > 0.75).mean():.0%} nearly open")
+print(f"of the valves {(opened < 0.25).mean():.0%} are nearly shut")
+print(f"and {(opened > 0.75).mean():.0%} nearly open")
 
 # %% [markdown]
 # ## 5 · Put it together
 #
 # Four functions of yours, and ops that you know from the notebooks before this one. Every part is filed under the
-# name that the model has for it. `w` reads a layer's weights by their names in a checkpoint.
+# name that the model has for it. `w` reads a layer’s weights by their names in a checkpoint.
 
 
 # %%
@@ -235,9 +241,11 @@ def lightning(w, n1, layer, part):
 
 def softmax(w, n1, layer, part):
     """Softmax attention of a layer: one of eight."""
-    G, positions = config.num_key_value_heads, np.arange(n1.shape[1])[None]
-    q, k, v = (ops.split_heads(n1 @ w[f"{x}_proj.weight"].T, n) for x, n in (("q", H), ("k", G), ("v", G)))
-    q, k = (ops.apply_rotary(x, positions, config.rotary_dim, config.rope_theta) for x in (q, k))
+    positions = np.arange(n1.shape[1])[None]  # (1, T)
+    heads = {"q": H, "k": G, "v": G}
+    q, k, v = (ops.split_heads(n1 @ w[f"{x}_proj.weight"].T, heads[x]) for x in "qkv")
+    R, base = config.rotary_dim, config.rope_theta
+    q, k = (ops.apply_rotary(x, positions, R, base) for x in (q, k))
     out = ops.merge_heads(ops.softmax_attention(q, k, v))
     part["self_attn.o_proj"] = update = out @ w["o_proj.weight"].T
     return update
@@ -246,21 +254,23 @@ def softmax(w, n1, layer, part):
 def experts(w, n2, part):
     """Two of six for each token."""
     part["mlp.gate"] = scores = n2 @ w["gate.weight"].T
-    part["mlp.gate.weights"], part["mlp.gate.indices"] = ops.route(scores, config.num_experts_per_tok)
-    part["mlp"] = update = ops.mix_experts(
-        n2, part["mlp.gate.weights"], part["mlp.gate.indices"], w["experts.gate_up_proj"], w["experts.down_proj"]
-    )
+    weights, indices = ops.route(scores, config.num_experts_per_tok)
+    part["mlp.gate.weights"], part["mlp.gate.indices"] = weights, indices
+    matrices = w["experts.gate_up_proj"], w["experts.down_proj"]
+    part["mlp"] = update = ops.mix_experts(n2, weights, indices, *matrices)
     return update
 
 
 def my_layer(x, layer):
-    """One layer: attend and join, then experts and join. Returns x, and the parts by name."""
+    """Attend and join; experts, and join. Returns x, and the parts by name."""
     w, part = Weights(model.weights, f"model.layers.{layer}"), {}
-    attention = lightning if config.layer_types[layer] == "linear_attention" else softmax
+    kind = config.layer_types[layer]
+    attention = lightning if kind == "linear_attention" else softmax
     g1, g2 = w["input_layernorm.weight"], w["post_attention_layernorm.weight"]
 
     part["input_layernorm"] = n1 = norm(x, g1, 1e-5)
-    x = join(x, g1, attention(w / "self_attn", n1, layer, part), alpha=2.0, beta=1.0)
+    update = attention(w / "self_attn", n1, layer, part)
+    x = join(x, g1, update, alpha=2.0, beta=1.0)
     part["post_attention_layernorm.input"] = x
     part["post_attention_layernorm"] = n2 = norm(x, g2, 1e-5)
     x = join(x, g2, experts(w / "mlp", n2, part), alpha=2.0, beta=1.0)
@@ -268,15 +278,15 @@ def my_layer(x, layer):
 
 
 # %% [markdown]
-# Is it the layer? Feed it the embeddings of 32 tokens and lay every part beside the model's own.
+# Is it the layer? Feed it the embeddings of 32 tokens and lay every part beside the model’s own.
 
 # %%
 x = model.weights["model.embed_tokens.weight"][ids]  # (B, T, D)
 x, mine = my_layer(x, 0)
-for name, y in mine.items():
-    theirs = parts[f"model.layers.0.{name}"]
-    print(f"{name:32} {'×'.join(map(str, y.shape)):12} {np.abs(y - theirs).max():8.0e} apart")
-print(f"{'the layer':32} {'×'.join(map(str, x.shape)):12} {np.abs(x - parts['model.layers.0']).max():8.0e} apart")
+for name, y in {**mine, "": x}.items():  # the layer itself has no name of its own
+    theirs = parts[f"model.layers.0.{name}".rstrip(".")]
+    shape = "×".join(map(str, y.shape))
+    print(f"{name or 'the layer':32} {shape:12} {np.abs(y - theirs).max():8.0e} apart")
 
 # %% [markdown]
 # If every line ends in 1e-14 or less, it is: float64 has room for nothing else. And eight of these are a model.
@@ -285,10 +295,13 @@ print(f"{'the layer':32} {'×'.join(map(str, x.shape)):12} {np.abs(x - parts['mo
 x = model.weights["model.embed_tokens.weight"][ids]
 for layer in range(L):
     x, _ = my_layer(x, layer)
-mine = norm(x, model.weights["model.norm.weight"], 1e-5) @ model.weights["lm_head.weight"].T
+x = norm(x, model.weights["model.norm.weight"], 1e-5)
+mine = x @ model.weights["lm_head.weight"].T
 
-yours = sum(f in (rms_norm, residual, inner_norm, output_gate) for f in (norm, join, norm_of_heads, gate))
-print(f"logits {mine.shape}, {np.abs(mine - logits).max():.0e} apart; {yours} of the 4 functions are yours")
+at_work = {norm, join, norm_of_heads, gate}
+yours = len(at_work & {rms_norm, residual, inner_norm, output_gate})
+print(f"logits {mine.shape}, {np.abs(mine - logits).max():.0e} apart")
+print(f"{yours} of the four functions are yours")
 
 # %% [markdown]
 # ## 6 · Break it
@@ -318,23 +331,24 @@ for row, mistake in enumerate(MISTAKES):
     with recording(wrong), ops.using(**DEFECTS[mistake].plant(ops)):
         model(ids)
     errors[row] = [rms(wrong[name] - parts[name]) / rms(parts[name]) for name in PARTS]
-print(
-    "largest error of mistake 4:", f"{errors[3].max():.0e};", "of mistake 2, in the logits:", f"{errors[1, -1]:.0e}\n"
-)
+print(f"largest error of mistake 4: {errors[3].max():.0e}")
+print(f"mistake 2 in the logits:    {errors[1, -1]:.0e}\n")
 
 for number, mistake in enumerate(MISTAKES, 1):
     print(number, DEFECTS[mistake].says)
 
-size = np.clip(np.log10(np.maximum(errors, 1e-12)) + 8, 0, 8)  # nothing below 1e-8, 8 where all is wrong
+size = np.log10(np.maximum(errors, 1e-8)) + 8  # 0 below 1e-8, 8 where all is wrong
 fig, ax = plt.subplots(figsize=(6, 4.8), layout="constrained")
 for column, dots in enumerate(size):
     wrong = np.flatnonzero(dots)
     colours = [ORANGE, *[GREY] * (len(wrong) - 1)]
-    ax.scatter([column + 1] * len(wrong), wrong, s=3 * dots[wrong] ** 2, color=colours, linewidths=0)
-labels = [name.removeprefix("model.layers.0.").removeprefix("self_attn.") for name in PARTS]
-labels = [{"model.layers.0": "the layer", "lm_head": "logits"}.get(name, name) for name in labels]
+    place = [column + 1] * len(wrong), wrong
+    ax.scatter(*place, s=3 * dots[wrong] ** 2, color=colours, linewidths=0)
+labels = [re.sub(r"model\.layers\.0\.(self_attn\.)?", "", name) for name in PARTS[:-2]]
+labels += ["the layer", "logits"]
 ax.set_yticks(range(len(PARTS)), labels)
-ax.set(xticks=range(1, len(MISTAKES) + 1), xlabel="mistake", ylim=(len(PARTS) - 0.5, -0.5))
+ax.set(xticks=range(1, len(MISTAKES) + 1), xlabel="mistake")
+ax.set_ylim(len(PARTS) - 0.5, -0.5)
 ax.tick_params(length=0)
 ax.set_title("Where each mistake shows first")
 plt.show()
@@ -348,12 +362,13 @@ plt.show()
 #   its ε. A test that looks at logits with a tolerance of 1e-4 will not find it; one that looks at the part will.
 # - Mistake 4, ε = 1e-5 in place of 1e-6, is small everywhere. There, too, 1e-4 has no chance.
 #
-# Now the other way round: you find the mistake. `broken(3)` is a model of four layers with one of the library's
+# Now the other way round: you find the mistake. `broken(3)` is a model of four layers with one of the library’s
 # mistakes in it. Nothing in what it says gives it away.
 
 # %%
 said = broken(3)(ids).logits
-print(f"logits {said.shape}, all finite: {np.isfinite(said).all()}, of an ordinary size: {rms(said):.2f}")
+print(f"logits {said.shape}, all finite: {np.isfinite(said).all()}")
+print(f"and of an ordinary size: {rms(said):.2f}")
 
 # %% [markdown]
 # Printed, it shows its parts beside those of the model as it should be. Look for the first that differs, and ask
@@ -378,7 +393,7 @@ print(f"logits {said.shape}, all finite: {np.isfinite(said).all()}, of an ordina
 # ## In three lines
 #
 # - A layer is norm, block, join, twice; the join carries the **normed** value.
-# - All heads are normed as one vector, so that loud heads stay louder; then a sigmoid of the layer's input decides
+# - All heads are normed as one vector, so that loud heads stay louder; then a sigmoid of the layer’s input decides
 #   what gets out.
 # - Compare part by part: the first difference is where the fault is, the last is where everybody looks.
 #
@@ -391,7 +406,7 @@ print(f"logits {said.shape}, all finite: {np.isfinite(said).all()}, of an ordina
 #
 # <details><summary>Answers</summary>
 #
-# 1. The layer's own output. `mlp` is the update, computed before the join; the join is the last thing that a layer
+# 1. The layer’s own output. `mlp` is the update, computed before the join; the join is the last thing that a layer
 #    does.
 # 2. The same numbers are written, at the same time. Only the reading comes too early.
 # 3. An empty state is `np.zeros((1, H, 16, 16))`. The logits stay 1e-14 apart.

@@ -75,13 +75,13 @@ print(len(ids[0]), "tokens:", "|".join(tokenizer.decode([i]) for i in ids[0]))
 # %%
 cache = Cache(config, batch_size=1)
 logits = model(ids, cache=cache).logits  # prefill
-written = []
-for _ in range(12):  # decode
-    token = logits[:, -1].argmax(-1)
-    written.append(int(token[0]))
-    logits = model(token[:, None], cache=cache).logits
+written = [int(logits[0, -1].argmax())]
+for _ in range(11):  # decode
+    logits = model(np.array([[written[-1]]]), cache=cache).logits
+    written.append(int(logits[0, -1].argmax()))
 print("written:", repr(tokenizer.decode(written)))
-print("the library's generate says the same:", written == model.generate(ids, max_new_tokens=12)[0, -12:].tolist())
+theirs = model.generate(ids, max_new_tokens=12)[0, -12:]
+print("the library's generate says the same:", written == theirs.tolist())
 
 # %% [markdown]
 # What did the cache save? Without one, each new token means reading everything again. The answer is the same, to
@@ -94,7 +94,7 @@ for _ in range(12):
     again = model(text).logits
     text = np.append(text, again[:, -1:].argmax(-1), axis=1)
 print("the same tokens:", text[0, -12:].tolist() == written)
-print(f"positions computed without a cache: {positions}, with one: {ids.shape[1] + 11}")
+print(f"positions computed without a cache: {positions}, with one: {cache.lengths[0]}")
 
 # %% [markdown]
 # ## 3 · Draw it
@@ -103,19 +103,22 @@ print(f"positions computed without a cache: {positions}, with one: {ids.shape[1]
 # keys of one head of layer 7, the softmax layer. A column is a token, a row a channel.
 
 # %%
-long = tokenizer.encode((TINY / "corpus.txt").read_text(encoding="utf-8")[:400])[0][:, :64]
+corpus = (TINY / "corpus.txt").read_text(encoding="utf-8")
+long = tokenizer.encode(corpus[:400])[0][:, :64]
 watched = Cache(config, batch_size=1)
-blue_to_orange = LinearSegmentedColormap.from_list("", [BLUE, f"{GREY}00", ORANGE])  # clear at 0
+signed = LinearSegmentedColormap.from_list("", [BLUE, f"{GREY}00", ORANGE])  # clear at 0
 fig, axes = plt.subplots(2, 3, figsize=(7, 3.2), layout="constrained")
 for (above, below), (start, stop) in zip(axes.T, [(0, 4), (4, 16), (16, 64)]):
     model(long[:, start:stop], cache=watched)
     state, keys = watched.layers[0].state[0, 3], watched.layers[7].keys[0, 0]
     for ax, x in ((above, state), (below, keys.T)):
-        ax.imshow(x, cmap=blue_to_orange, vmin=-abs(x).max(), vmax=abs(x).max(), aspect="auto")
+        top = abs(x).max()
+        ax.imshow(x, cmap=signed, vmin=-top, vmax=top, aspect="auto")
         ax.set(xticks=[], yticks=[])
     above.set_title(f"{stop} tokens")
     below.set_xlim(-0.5, 63.5)
-    print(f"after {stop:2} tokens: state {state.shape}, largest {abs(state).max():5.1f};  keys {keys.shape}")
+    print(f"after {stop:2} tokens: state {state.shape}, keys {keys.shape};", end=" ")
+    print(f"largest of the state {abs(state).max():.1f}")
 axes[0, 0].set_ylabel("state")
 axes[1, 0].set_ylabel("keys")
 plt.show()
@@ -165,7 +168,7 @@ for name, y, colour in (
     ax.text(1.5e6, y[-1] / 2**30, name, color=colour, va="center")
 meeting = states / count(real).kv_bytes_per_token
 ax.plot(meeting, states / 2**30, "o", color=GREY)
-ax.annotate(f"{meeting:,.0f} tokens", (meeting, states / 2**30), (0, -14), textcoords="offset points", va="top")
+ax.text(meeting, states / 2**31, f"{meeting:,.0f} tokens", va="top")
 ax.set(xlabel="tokens", ylabel="GiB kept", xlim=(100, 1.3e6))
 ax.set_title("What MiniMax-Text-01 keeps of a text")
 plt.show()
@@ -174,7 +177,7 @@ plt.show()
 # ## 5 · Rows of unequal length
 #
 # Two prompts in one batch are rarely of one length, so the shorter one is padded. A padded position is no token: it
-# must write nothing, fade nothing, and be nobody's key. Two functions see to that, one for each kind of layer.
+# must write nothing, fade nothing, and be nobody’s key. Two functions see to that, one for each kind of layer.
 
 # %% [markdown]
 # {{ exercise 7.3 }}
@@ -209,7 +212,8 @@ if exercise("7.3", visible_keys).ok:
 if exercise("7.4", masked).ok:
     mine["lightning_attention_chunked"] = adapted
 
-prompts, mask = tokenizer.encode(["Once there was a king who kept everything.", "A tolerance without"])
+beginnings = ["Once there was a king who kept everything.", "A tolerance without"]
+prompts, mask = tokenizer.encode(beginnings)
 new = dict(max_new_tokens=16, do_sample=True, temperature=0.8, seed=3)
 with ops.using(**mine):
     said = model.generate(prompts, mask, **new)
@@ -217,8 +221,9 @@ with ops.using(**mine):
 for row in said:
     print(repr(tokenizer.decode(row)))
 if mine:
+    alone = model.generate(prompts, mask, **new)
     print("\nwritten with your", " and ".join(mine), f"({calls} calls of your recurrence)")
-    print("the library alone says the same:", np.array_equal(said, model.generate(prompts, mask, **new)))
+    print("the library alone says the same:", np.array_equal(said, alone))
 else:
     print("\nwritten by the library; nothing of yours is in it yet")
 
@@ -272,7 +277,8 @@ prompt = Cache(config, batch_size=1)
 model(ids[:, :-1], cache=prompt)  # all but the last token, which generate will show
 for seed in range(3):
     branch = prompt.fork()
-    ending = model.generate(ids[:, -1:], cache=branch, max_new_tokens=8, do_sample=True, top_k=20, seed=seed)
+    draw = dict(max_new_tokens=8, do_sample=True, top_k=20, seed=seed)
+    ending = model.generate(ids[:, -1:], cache=branch, **draw)
     print(f"ending {seed}:", repr(tokenizer.decode(ending[0, 1:])))
 print("the prompt's own cache still holds", prompt.lengths[0], "tokens")
 
@@ -286,13 +292,14 @@ guess[2] = 7  # the third guess is wrong
 cache = prompt.fork()
 last = ids[:, -1:]
 moment = cache.snapshot()
-shown = np.append(last, [guess], axis=1)  # the last token of the prompt, and the four guesses
-says = model(shown, cache=cache).logits[0].argmax(-1)  # what the model itself says after each
+shown = np.append(last, [guess], axis=1)  # end of the prompt, and four guesses
+says = model(shown, cache=cache).logits[0].argmax(-1)  # after each of them
 right = next((i for i in range(4) if guess[i] != says[i]), 4)
-print(f"of the guesses {guess} the first {right} are right; the model goes on with {says[right]}")
+print(f"of the guesses {guess} the first {right} are right,")
+print(f"and the model goes on with {says[right]}")
 cache.restore(moment)
 model(shown[:, : 1 + right], cache=cache)
-print(f"the cache holds {cache.lengths[0]} tokens: prompt {ids.shape[1]}, guesses {right}")
+print(f"the cache holds {cache.lengths[0]} tokens: {ids.shape[1]} + {right}")
 print("as without guesses:", [*guess[:right], int(says[right])] == written[: right + 1])
 
 # %% [markdown]
@@ -340,7 +347,8 @@ for name, options in {
     "a draw, seed 2": dict(do_sample=True, temperature=0.8, seed=2),
     "four beams": dict(num_beams=4),
 }.items():
-    row, logprobs = model.generate(ids, max_new_tokens=6, output_logprobs=True, **options)
+    options |= dict(max_new_tokens=6, output_logprobs=True)
+    row, logprobs = model.generate(ids, **options)
     ending = tokenizer.decode(row[0, ids.shape[1] :])
     print(f"{name:15} log p = {logprobs.sum():6.1f}  {ending!r}")
 
@@ -357,11 +365,14 @@ for name, options in {
 # %%
 pattern = answer if exercise("7.5", answer).ok else real.layer_types
 chosen = dataclasses.replace(real, layer_types=tuple(pattern))
-print("your pattern" if pattern is not real.layer_types else "the released pattern", "at 1,048,576 tokens:")
-for name, layout in (("this", chosen), ("released", real), ("all softmax", all_softmax(real))):
-    states, slots = kept(layout, 2**20)
+layouts = {"released": real, "all softmax": all_softmax(real), "yours": chosen}
+print("GiB at 1,048,576 tokens   softmax layers   states   keys and values")
+for name, layout in layouts.items():
+    states, slots = (size / 2**30 for size in kept(layout, 2**20))
     softmax = layout.layer_types.count("full_attention")
-    print(f"{name:12} {softmax:2} softmax layers  states {states / 2**30:5.2f} GiB  keys {slots / 2**30:6.1f} GiB")
+    print(f"{name:24} {softmax:10} {states:16.2f} {slots:12.1f}")
+if pattern is real.layer_types:
+    print("(yours is the released one until 7.5 is right)")
 
 # %% [markdown]
 # What fewer softmax layers cost in *recall* is another question, and [notebook 10](../10_recall/) measures it.
@@ -376,7 +387,7 @@ for name, layout in (("this", chosen), ("released", real), ("all softmax", all_s
 #
 # - A lightning layer keeps one matrix a head, a softmax layer a key and a value for every token; from 7,168 tokens on
 #   the ten weigh more than the seventy.
-# - Padding writes nothing, fades nothing and is nobody's key. Left padding on an empty cache does not prove it.
+# - Padding writes nothing, fades nothing and is nobody’s key. Left padding on an empty cache does not prove it.
 # - A sum has no way back. Keep the moment, or start again.
 #
 # ## Try it

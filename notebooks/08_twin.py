@@ -62,7 +62,8 @@ print("PyTorch", minimax_torch.ops.lightning_attention_chunked(*tensors)[0].rave
 # %%
 same = 0
 for name in ops.__all__:
-    here, there = (inspect.signature(getattr(o, name)).parameters for o in (ops, minimax_torch.ops))
+    twins = getattr(ops, name), getattr(minimax_torch.ops, name)
+    here, there = (inspect.signature(function).parameters for function in twins)
     more = [p for p in there if p not in here]
     same += list(here) == [p for p in there if p in here]
     if more:
@@ -79,11 +80,19 @@ model = MiniMaxForCausalLM.from_pretrained(TINY, np.float64)
 twin = minimax_torch.MiniMaxForCausalLM.from_reference(model)
 
 there = twin.weights
-print("names are the same:", list(model.weights) == list(there))
-print("numbers are the same:", all(np.array_equal(x, there[name].numpy()) for name, x in model.weights.items()))
-back = MiniMaxForCausalLM(model.config, dtype=np.float64, weights={name: x.numpy() for name, x in there.items()})
-print("and back again:", all(np.array_equal(x, back.weights[name]) for name, x in model.weights.items()))
-print(f"{len(there)} tensors, {sum(x.size for x in model.weights.values()):,} numbers")
+
+
+def alike(weights):
+    """Whether these are the reference's weights, name by name and bit by bit."""
+    pairs = zip(model.weights.items(), weights.items(), strict=True)
+    return all(n == m and np.array_equal(x, y) for (n, x), (m, y) in pairs)
+
+
+print("across, to the bit:", alike({name: x.numpy() for name, x in there.items()}))
+arrays = {name: x.numpy().copy() for name, x in there.items()}
+back = MiniMaxForCausalLM(model.config, dtype=np.float64, weights=arrays)
+print("and back again:    ", alike(back.weights))
+print(f"{len(there)} tensors, {sum(x.size for x in arrays.values()):,} numbers")
 
 # %% [markdown]
 # ## 3 · A hook
@@ -100,7 +109,8 @@ with recording(parts):
     model(ids)
 
 seen = []
-hook = twin.model.layers[0].self_attn.norm.register_forward_hook(lambda module, x, y: seen.append(y))
+module = twin.model.layers[0].self_attn.norm
+hook = module.register_forward_hook(lambda module, x, y: seen.append(y))
 with torch.no_grad():
     twin(torch.from_numpy(ids))
 hook.remove()
@@ -141,7 +151,8 @@ fig, ax = plt.subplots()
 draw(ax, depth, errors(found), ORANGE, "twin in float64")
 single = minimax_torch.MiniMaxForCausalLM.from_reference(model, torch.float32)
 draw(ax, depth, errors(run(single, Trace())), GREY, "twin in float32")
-ax.set(xlabel="parts, layer after layer", ylabel="relative error", xticks=starts, xticklabels=range(len(starts)))
+ax.set(xlabel="parts, layer after layer", ylabel="relative error", xticks=starts)
+ax.set_xticklabels(range(len(starts)))
 ax.legend(frameon=False, loc="center right")
 ax.set_title(f"{len(order)} parts of one run, against NumPy in float64")
 plt.show()
@@ -163,7 +174,7 @@ print("parts that are wrong:", sum(error > 1e-11 for error in free), "of", len(f
 
 # %% [markdown]
 # One line is at fault and most of the network is accused. That run is *free*: each part got what the parts before it
-# had made. The cure is to give every part the **truth's** input: hand the hooks the reference's numbers, and let the
+# had made. The cure is to give every part the **truth’s** input: hand the hooks the reference’s numbers, and let the
 # twin go on with those in place of its own. That run is *local*.
 
 # %%
@@ -174,11 +185,13 @@ draw(ax, depth, free, GREY, "free: on its own numbers")
 draw(ax, depth, local, ORANGE, "local: on the truth's numbers")
 ax.axhline(1e-11, color=BLUE, lw=0.8)
 ax.text(len(order), 5e-12, "allowed in float64", color=BLUE, va="top", ha="right")
-ax.set(xlabel="parts, layer after layer", ylabel="relative error", xticks=starts, xticklabels=range(len(starts)))
+ax.set(xlabel="parts, layer after layer", ylabel="relative error", xticks=starts)
+ax.set_xticklabels(range(len(starts)))
 ax.legend(frameon=False, loc="center left")
 ax.set_title("One fault, seen by a free and by a local run")
 plt.show()
-print("wrong when fed the truth:", [name for name, error in zip(order, local) if error > 1e-11])
+wrong = [name for name, error in zip(order, local) if error > 1e-11]
+print("wrong when fed the truth:", wrong)
 
 # %% [markdown]
 # **Notice** the single orange dot above the line. That is the idea of the cross-check: a fault is reported where it
@@ -224,7 +237,9 @@ print(report)
 # %%
 def faults(report):
     """The lines of a report that are wrong where they are."""
-    print("\n".join(line for line in str(report).splitlines() if "(first wrong" in line))
+    for line in str(report).splitlines():
+        if "(first wrong" in line:
+            print(line)
 
 
 faults(report)
@@ -264,7 +279,8 @@ for kind, dtype in types.items():
     for name, functions in mistakes.items():
         with minimax_torch.ops.using(**functions):
             report = crosscheck(intact(), narrow, length=16, decode=0)
-        excess[name, kind] = max(row.error / row.allowed for row in report.rows if row.allowed > 0)
+        judged = [row for row in report.rows if row.allowed > 0]
+        excess[name, kind] = max(row.error / row.allowed for row in judged)
 
 print(f"{'':28}", *(f"{kind:>10}" for kind in types))
 for name in mistakes:
@@ -327,7 +343,8 @@ difference = np.abs(found[part] - true[part])[0, :, 0]
 fig, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
 position, channel = np.nonzero(difference > 1e-12)
 ax.scatter(channel, position, s=60 * np.sqrt(difference[position, channel]), color=ORANGE)
-ax.set(xlabel="channel", ylabel="position", xlim=(-0.5, 15.5), ylim=(11.5, -0.5), xticks=range(16))
+ax.set(xlabel="channel", ylabel="position", xticks=range(16))
+ax.set(xlim=(-0.5, 15.5), ylim=(11.5, -0.5))
 ax.set_title("Where the query of broken(8) differs")
 plt.show()
 lengths = [np.linalg.norm(trace[part][0, :, 0], axis=-1) for trace in (found, true)]

@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Check somebody's kernel
+# # Check somebody’s kernel
 #
 # 50 min with its exercises, 15 without · after [the twin](../08_twin/) · any laptop; NumPy, PyTorch and matplotlib
 #
@@ -19,7 +19,6 @@
 # and what it does not, check gradients, and judge a program that shares not a line with this library.
 
 # %%
-import json
 import subprocess
 import sys
 import tempfile
@@ -69,20 +68,27 @@ plt.rcParams["figure.figsize"] = 7, 3.4
 
 # %%
 def simple_gla(q, k, v, g, scale=None, initial_state=None, output_final_state=False):
-    """As fla's chunk_simple_gla: q, k, v [B, T, H, ·], g [B, T, H] the log of the decay, scale 1/√d unless given."""
+    """As fla's chunk_simple_gla: q, k, v [B, T, H, ·], g [B, T, H] the log of the decay.
+
+    The scale is 1/√d unless it is given, and the state is returned where it is asked for.
+    """
     wide = torch.promote_types(q.dtype, torch.float32)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     S, out = initial_state, []
     if S is None:
         S = torch.zeros(len(q), q.shape[2], q.shape[3], v.shape[3], dtype=wide)
     for t in range(q.shape[1]):
-        S = g[:, t].exp()[..., None, None] * S + k[:, t, :, :, None].to(wide) * v[:, t, :, None]
+        write = k[:, t, :, :, None].to(wide) * v[:, t, :, None]
+        S = g[:, t].exp()[..., None, None] * S + write
         out.append(torch.einsum("bhd,bhde->bhe", scale * q[:, t].to(wide), S))
     return torch.stack(out, dim=1).to(q.dtype), S if output_final_state else None
 
 
 def ssd(X, A, B, C, block_len, initial_states=None):
-    """As Mamba-2's listing: X [b, l, h, p], A [b, l, h], B and C [b, l, h, n], in whole blocks; state [b, h, p, n]."""
+    """As Mamba-2's listing: X [b, l, h, p], A [b, l, h] the log of the decay, B and C [b, l, h, n].
+
+    l is a multiple of the block, and the state is [b, h, p, n].
+    """
     assert X.shape[1] % block_len == 0
     S, Y = initial_states, []
     if S is None:
@@ -90,17 +96,23 @@ def ssd(X, A, B, C, block_len, initial_states=None):
     for x, a, b, c in zip(*(part.split(block_len, dim=1) for part in (X, A, B, C))):
         total = a.cumsum(dim=1).transpose(1, 2)  # (b, h, l)
         lag = total[..., :, None] - total[..., None, :]  # (b, h, l, s)
-        L = lag.masked_fill(torch.ones(block_len, block_len).triu(1).bool(), -torch.inf).exp()
+        later = torch.ones(block_len, block_len).triu(1).bool()
+        L = lag.masked_fill(later, -torch.inf).exp()
         scores = torch.einsum("blhn,bshn->bhls", c, b) * L
-        before = torch.einsum("blhn,bhpn->blhp", c, S) * total.exp().transpose(1, 2)[..., None]
+        from_state = total.exp().transpose(1, 2)[..., None]  # (b, l, h, 1)
+        before = torch.einsum("blhn,bhpn->blhp", c * from_state, S)
         Y.append(torch.einsum("bhls,bshp->blhp", scores, x) + before)
         to_end = (total[..., -1:] - total).exp().transpose(1, 2)[..., None]
-        S = total[..., -1].exp()[..., None, None] * S + torch.einsum("blhp,blhn->bhpn", x, b * to_end)
+        written = torch.einsum("blhp,blhn->bhpn", x, b * to_end)
+        S = total[..., -1].exp()[..., None, None] * S + written
     return torch.cat(Y, dim=1), S
 
 
 def wkv6(r, k, v, w, u, state):
-    """As RWKV-6: heads before time, w [B, H, T, d] the log of the decay, u [H, d] the weight of the newest token."""
+    """As RWKV-6: heads before time, w [B, H, T, d] the log of the decay.
+
+    u [H, d] is the weight of the newest token.
+    """
     out = []
     for t in range(r.shape[2]):
         kv = k[:, :, t, :, None] * v[:, :, t, None, :]
@@ -113,17 +125,16 @@ def wkv6(r, k, v, w, u, state):
 # Three numbers each. No adapter yet, only what the kernel itself asks for:
 
 # %%
-v = torch.tensor([8.0, 4.0, 2.0])
-half = torch.full((3,), -np.log(2))
-first, state = simple_gla(
-    *(x.reshape(1, 3, 1, 1) for x in (v**0, v**0, v)), half.reshape(1, 3, 1), output_final_state=True
-)
-print("simple_gla", first.ravel().tolist(), "state", state.item())
-last, state = ssd(v.reshape(1, 3, 1, 1), half.reshape(1, 3, 1), *torch.ones(2, 1, 3, 1, 1), block_len=3)
-print("ssd       ", last.ravel().tolist(), "state", state.item())
-rows = (x.reshape(1, 1, 3, 1) for x in (v**0, v**0, v, half))
-out, state = wkv6(*rows, u=torch.ones(1, 1), state=torch.zeros(1, 1, 1, 1))
-print("wkv6      ", out.ravel().tolist(), "state", state.item())
+one, v = torch.ones(1, 3, 1, 1), torch.tensor([8.0, 4.0, 2.0]).reshape(1, 3, 1, 1)
+half = torch.full((1, 3, 1), -np.log(2))  # the log of ½, for each token
+heads_first = (x.reshape(1, 1, 3, 1) for x in (one, one, v, half))
+answers = {
+    "simple_gla": simple_gla(one, one, v, half, output_final_state=True),
+    "ssd": ssd(v, half, one, one, block_len=3),
+    "wkv6": wkv6(*heads_first, u=torch.ones(1, 1), state=torch.zeros(1, 1, 1, 1)),
+}
+for name, (out, state) in answers.items():
+    print(f"{name:11} {out.ravel().tolist()}  state {state.item()}")
 
 # %% [markdown]
 # The third says 8, 12, 10 and leaves 6. Its state is right and its answers are not: it reads *before* it decays and
@@ -136,19 +147,21 @@ print("wkv6      ", out.ravel().tolist(), "state", state.item())
 # (t, j) *is* the weight that token t gives to token j. No source is needed for this, only the function.
 
 # %%
-clear = LinearSegmentedColormap.from_list("", [f"{ORANGE}00", ORANGE])  # from nothing to orange
+clear = LinearSegmentedColormap.from_list("", [f"{ORANGE}00", ORANGE])
 
 
 def portrait(op, T=10, s=0.3, state=None):
     """The weights, [T, T], of a function that is called as this model calls the op."""
-    q = k = torch.full((1, 1, T, 4), 0.5, dtype=torch.float64)  # d = 4, so that a scale shows
-    v = torch.eye(T, dtype=torch.float64)[None, None]
-    return np.asarray(op(q, k, v, torch.tensor([s], dtype=torch.float64), state)[0][0, 0])
+    q = k = torch.full((1, 1, T, 4), 0.5).double()  # d = 4, so that a scale shows
+    v = torch.eye(T).double()[None, None]
+    out, _ = op(q, k, v, torch.tensor([s]).double(), state)
+    return out[0, 0].numpy()
 
 
 def gallery(named, **options):
-    """Portraits side by side; the number is the weight of the newest token for itself."""
-    fig, axes = plt.subplots(1, len(named), figsize=(7, 7 / len(named) + 0.5), layout="constrained")
+    """Portraits side by side, with what the newest token gives itself and the last."""
+    size = 7, 7 / len(named) + 0.5
+    fig, axes = plt.subplots(1, len(named), figsize=size, layout="constrained")
     for ax, (name, op) in zip(axes, named.items()):
         M = portrait(op, **options)
         ax.pcolormesh(M, cmap=clear, vmin=0, vmax=1.35, edgecolors=GREY, lw=0.2)
@@ -157,6 +170,11 @@ def gallery(named, **options):
         ax.set_title(name, fontsize=9)
         ax.set_xlabel(f"own {M[-1, -1]:.2f}, one back {M[-1, -2]:.2f}", fontsize=8)
     plt.show()
+
+
+def empty(q, v):
+    """A state that has seen nothing, [B, H, d, e]."""
+    return q.new_zeros(*q.shape[:2], q.shape[3], v.shape[3])
 
 
 def right(q, k, v, slopes, state=None):
@@ -173,8 +191,8 @@ def gla_as_it_came(q, k, v, slopes, state=None):
 
 def wkv_as_it_came(q, k, v, slopes, state=None):
     """Axes and sign, nothing else."""
-    w = -slopes[:, None, None].expand(q.shape)
-    return wkv6(q, k, v, w, torch.ones(q.shape[1], q.shape[3]), q.new_zeros(len(q), *k.shape[1::2], v.shape[3]))
+    w, u = -slopes[:, None, None].expand(q.shape), torch.ones(q.shape[1::2])
+    return wkv6(q, k, v, w, u, empty(q, v))
 
 
 gallery({"this model": right, "simple_gla": gla_as_it_came, "wkv6, u = 1": wkv_as_it_came})
@@ -185,7 +203,7 @@ gallery({"this model": right, "simple_gla": gla_as_it_came, "wkv6, u = 1": wkv_a
 #
 # ## 4 · First adapter: another layout, another sign, a scale
 #
-# An adapter gives a kernel the op's arguments in the op's order. Here is one for `simple_gla` that has forgotten
+# An adapter gives a kernel the op’s arguments in the op’s order. Here is one for `simple_gla` that has forgotten
 # something, handed to the judge.
 
 
@@ -211,8 +229,8 @@ print(report)
 
 # %%
 def unpadded(k, v, slopes, mask):
-    """Keys and values without padding, and each token's rate [B, T, H], 0 at padding."""
-    mask = torch.ones(len(k), k.shape[2], dtype=torch.bool) if mask is None else mask
+    """Keys and values 0 at padding, and each token's rate [B, T, H], 0 there, too."""
+    mask = torch.ones(k.shape[::2], dtype=torch.bool) if mask is None else mask
     k, v = (torch.where(mask[:, None, :, None], x, 0) for x in (k, v))
     return k, v, slopes * mask[..., None]
 
@@ -220,7 +238,7 @@ def unpadded(k, v, slopes, mask):
 def gla(q, k, v, slopes, state=None, *, mask=None):
     k, v, rates = unpadded(k, v, slopes, mask)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    o, S = simple_gla(q, k, v, -rates, scale=1.0, initial_state=state, output_final_state=True)
+    o, S = simple_gla(q, k, v, -rates, 1.0, state, output_final_state=True)
     return o.transpose(1, 2), S
 
 
@@ -228,8 +246,10 @@ def verdict(op, **options):
     """One line on a function."""
     report = check_op("lightning_attention_recurrent", op, **options)
     missing = {row.phase for row in report.rows if row.verdict == "missing"}
-    told = "the same" if report.ok else f"{report.first} differs: {report.looks_like or 'no mistake I know'}"
-    return f"{told}{f' ({len(missing)} cases left out)' if missing else ''}"
+    told = "the same"
+    if not report.ok:
+        told = f"{report.first} differs: {report.looks_like or 'no known mistake'}"
+    return told + (f" ({len(missing)} cases left out)" if missing else "")
 
 
 print("gla:", verdict(gla))
@@ -238,16 +258,16 @@ print("gla:", verdict(gla))
 # ## 5 · Second adapter: other names, whole blocks, a state on its side
 #
 # Mamba-2 calls them C, B and X: what reads, what is written under, what is written. Its listing wants whole blocks,
-# and its state has the value's channels first. The short last block is filled up with tokens that neither write nor
+# and its state has the value’s channels first. The short last block is filled up with tokens that neither write nor
 # decay, which is padding again.
 
 
 # %%
 def mamba(q, k, v, slopes, state=None, *, mask=None, block=16, turned=True):
     k, v, rates = unpadded(k, v, slopes, mask)
-    T, fill = q.shape[2], -q.shape[2] % block
-    C, B, X = (torch.nn.functional.pad(x.transpose(1, 2), (0, 0, 0, 0, 0, fill)) for x in (q, k, v))
-    A = torch.nn.functional.pad(-rates, (0, 0, 0, fill))
+    T, fill, pad = q.shape[2], -q.shape[2] % block, torch.nn.functional.pad
+    C, B, X = (pad(x.transpose(1, 2), (0, 0, 0, 0, 0, fill)) for x in (q, k, v))
+    A = pad(-rates, (0, 0, 0, fill))
     state = state if state is None or not turned else state.mT
     Y, S = ssd(X, A.to(X.dtype), B, C, block, state)
     return Y[:, :T].transpose(1, 2), S.mT if turned else S
@@ -270,8 +290,11 @@ print("… with its state as it is:", verdict(on_its_side))
 #
 # RWKV-6 reads the memory before it decays, and adds the newest token with a weight u of its own. Can it compute ours?
 #
-# $$\text{theirs: } r^\top\bigl(S_{t-1} + u\,k v^\top\bigr) \qquad
-# \text{ours: } q^\top\bigl(e^{-s} S_{t-1} + k v^\top\bigr) = (e^{-s} q)^\top\bigl(S_{t-1} + e^{+s} k v^\top\bigr)$$
+# $$\begin{aligned}
+# \text{theirs} &= \bigl(S_{t-1} + u\,k v^\top\bigr)^\top r \\
+# \text{ours} &= \bigl(e^{-s} S_{t-1} + k v^\top\bigr)^\top q \\
+# &= \bigl(S_{t-1} + e^{+s} k v^\top\bigr)^\top (e^{-s} q)
+# \end{aligned}$$
 #
 # So r = $e^{-s}$ q and u = $e^{+s}$. Five lines, and exact, though no setting of the kernel says so.
 
@@ -279,9 +302,9 @@ print("… with its state as it is:", verdict(on_its_side))
 # %%
 def rwkv(q, k, v, slopes, state=None, *, mask=None):
     k, v, rates = unpadded(k, v, slopes, mask)
-    decay = slopes[:, None].expand(q.shape[1], q.shape[3])  # (H, d): theirs is one a channel
+    decay = slopes[:, None].expand(q.shape[1::2])  # (H, d): theirs is one a channel
     w = -rates.transpose(1, 2)[..., None].expand(q.shape)  # (B, H, T, d)
-    state = q.new_zeros(*q.shape[:2], q.shape[3], v.shape[3]) if state is None else state
+    state = empty(q, v) if state is None else state
     return wkv6(q * (-decay[:, None]).exp(), k, v, w, decay.exp(), state)
 
 
@@ -308,7 +331,10 @@ gallery({"gla": gla, "mamba": mamba, "rwkv": rwkv})
 
 # %%
 def retention(gamma, q, k, v, memory):
-    """q, k [B, H, d, T], v [B, H, e, T], gamma [H] the factor of decay, memory [B, H, e, d] → (memory, out)."""
+    """q, k [B, H, d, T], v [B, H, e, T], gamma [H] the factor of decay, memory [B, H, e, d].
+
+    Returns (memory, out).
+    """
     out = []
     for t in range(q.shape[-1]):
         memory = gamma[:, None, None] * memory + v[..., t, None] * k[..., None, :, t]
@@ -323,8 +349,9 @@ def fourth(q, k, v, slopes, state=None):
 # %%
 try:
     print("fourth:", verdict(fourth))
-except ValueError:
-    print("fourth: not yet. Which axes does it want, which decay, which state, and in which order does it return them?")
+except ValueError as error:
+    print("fourth: not yet. Which axes does it want, which decay, which state?")
+    print("And in which order does it return its answers?", error, sep="\n")
 
 # %% [markdown]
 # The cell below has one way to write it. Write yours first.
@@ -332,7 +359,7 @@ except ValueError:
 
 # %%
 def one_way(q, k, v, slopes, state=None):
-    state = q.new_zeros(*q.shape[:2], q.shape[3], v.shape[3]) if state is None else state
+    state = empty(q, v) if state is None else state
     memory, out = retention((-slopes).exp(), q.mT, k.mT, v.mT, state.mT)
     return out.mT, memory.mT
 
@@ -342,7 +369,7 @@ print("one way:", verdict(one_way))
 # %% [markdown]
 # ## 7 · What a wrong kernel looks like
 #
-# Six mistakes from the library's collection, each planted in a right kernel. First their portraits, each of ten tokens
+# Six mistakes from the library’s collection, each planted in a right kernel. First their portraits, each of ten tokens
 # that go on from an empty state, in chunks of four.
 
 # %%
@@ -359,9 +386,11 @@ names = {
 def planted(name):
     """The twin's chunked op with a mistake in it, in chunks of four."""
     wrong = DEFECTS[name].plant(minimax_torch.ops)["lightning_attention_chunked"]
-    return lambda q, k, v, slopes, state=None, *, chunk=4, mask=None: wrong(
-        q, k, v, slopes, state, chunk=chunk, mask=mask
-    )
+
+    def kernel(q, k, v, slopes, state=None, *, chunk=4, mask=None):
+        return wrong(q, k, v, slopes, state, chunk=chunk, mask=mask)
+
+    return kernel
 
 
 kernels = {short: planted(name) for short, name in names.items()}
@@ -376,9 +405,10 @@ for some in (list(kernels)[:3], list(kernels)[3:]):
 for short, kernel in kernels.items():
     report = check_op("lightning_attention_chunked", kernel)
     wrong = [row for row in report.rows if row.wrong]
-    print(f"{short:12} {len(wrong):2} of {len(report.rows)} answers wrong: {', '.join({row.part for row in wrong})}")
-    print(f"{'':12} first: {wrong[0].part}, “{wrong[0].phase}”, {wrong[0].where}")
-    print(f"{'':12} looks like: {report.looks_like}")
+    which = " and ".join(sorted({row.part for row in wrong}))
+    print(f"{short}: {len(wrong)} of {len(report.rows)} answers are wrong, {which}")
+    print(f"    first in “{wrong[0].phase}”: {wrong[0].part}, {wrong[0].where}")
+    print(f"    looks like: {report.looks_like}")
 
 # %% [markdown]
 # ## 8 · In the whole model
@@ -394,29 +424,34 @@ twin = minimax_torch.MiniMaxForCausalLM.from_reference(model)
 
 def in_place(op):
     """An adapter as the layers call it."""
-    return lambda q, k, v, slopes, state=None, *, chunk=256, mask=None: op(q, k, v, slopes, state, mask=mask)
+    return lambda *arrays, chunk=256, mask=None: op(*arrays, mask=mask)
 
 
 prompt = torch.arange(40, 60)[None]
 want = twin.generate(prompt, max_new_tokens=8)
 
-for name, op in {"gla": gla, "mamba": mamba, "rwkv": rwkv, "mamba, its state on its side": on_its_side}.items():
+adapters = {"gla": gla, "mamba": mamba, "rwkv": rwkv}
+for name, op in {**adapters, "mamba, its state on its side": on_its_side}.items():
     with minimax_torch.ops.using(lightning_attention_chunked=in_place(op)):
         report = crosscheck(model, twin, length=20, decode=1)
         same = torch.equal(want, twin.generate(prompt, max_new_tokens=8))
-    told = "the same in all parts" if report.ok else f"{report.first} differs: {report.looks_like}"
+    told = "the same in all parts"
+    if not report.ok:
+        told = f"{report.first} differs: {report.looks_like}"
     print(f"{name}: {told}\n    generates the same tokens: {same}")
 
 # %% [markdown]
 # **Notice** the last. The same tokens, and yet not the same model: no text that it writes by itself will tell.
 #
-# Other people's kernels are not only lightning. Here are two models with somebody's fused part in them, a softmax
+# Other people’s kernels are not only lightning. Here are two models with somebody’s fused part in them, a softmax
 # kernel and a router. Each has one mistake in it, and its report says where.
 
 # %%
 for n in (2, 5):
     print(f"broken({n})")
-    print("\n".join(line for line in str(broken(n)).splitlines() if "(first wrong" in line), "\n")
+    for line in str(broken(n)).splitlines():
+        if "(first wrong" in line:
+            print(line)
 
 # %% [markdown]
 # {{ exercise 9.2 }}
@@ -437,14 +472,14 @@ for n in (2, 5):
 def within(op, atol, size):
     """Whether an absolute tolerance lets a kernel pass, with inputs of that size."""
     rng = np.random.default_rng(0)
-    q, k, v = (torch.from_numpy(size * rng.standard_normal((1, 4, 128, 16))) for _ in range(3))
-    slopes = minimax_torch.ops.decay_slopes(4, 2, 9)
-    return torch.allclose(op(q, k, v, slopes)[0], right(q, k, v, slopes)[0], rtol=0, atol=atol)
+    q, k, v = torch.from_numpy(size * rng.standard_normal((3, 1, 4, 128, 16)))
+    arrays = q, k, v, minimax_torch.ops.decay_slopes(4, 2, 9)
+    return torch.allclose(op(*arrays)[0], right(*arrays)[0], rtol=0, atol=atol)
 
 
 def zeros(q, k, v, slopes, state=None, **_):
     """The fastest kernel of all."""
-    return torch.zeros_like(v), torch.zeros(*q.shape[:2], q.shape[3], v.shape[3], dtype=q.dtype)
+    return torch.zeros_like(v), empty(q, v)
 
 
 def slower(q, k, v, slopes, state=None, *, mask=None):
@@ -452,27 +487,27 @@ def slower(q, k, v, slopes, state=None, *, mask=None):
     return gla(q, k, v, 0.99 * slopes, state, mask=mask)
 
 
-judges = {
-    "float64": lambda op: check_op("lightning_attention_recurrent", op).ok,
-    "float32": lambda op: check_op("lightning_attention_recurrent", op, dtype="float32").ok,
-    "bfloat16": lambda op: check_op("lightning_attention_recurrent", op, dtype="bfloat16").ok,
+def in_type(dtype):
+    """The judge of this library in a type."""
+    return lambda op: check_op("lightning_attention_recurrent", op, dtype=dtype).ok
+
+
+judges = {dtype: in_type(dtype) for dtype in ("float64", "float32", "bfloat16")} | {
     "atol 0.1": lambda op: within(op, 0.1, 1.0),
     "… inputs × 0.01": lambda op: within(op, 0.1, 0.01),
 }
-print(f"{'':18}", *(f"{name:>16}" for name in judges))
-for name, op in {
-    "gla, right": gla,
-    "reads first": kernels["reads first"],
-    "rates − 1 %": slower,
-    "zeros": zeros,
-}.items():
-    print(f"{name:18}", *(f"{'passes' if judge(op) else 'caught':>16}" for judge in judges.values()))
+print(f"{'':12}", *(f"{name:>15}" for name in judges))
+suspects = {"gla, right": gla, "reads first": kernels["reads first"]}
+suspects |= {"rates − 1 %": slower, "zeros": zeros}
+for name, op in suspects.items():
+    told = ("passes" if judge(op) else "caught" for judge in judges.values())
+    print(f"{name:12}", *(f"{word:>15}" for word in told))
 
 # %% [markdown]
-# **Notice** the rows from below. Zeros pass the last custom, which is in use
-# ([vLLM's test of its lightning kernel](../../proof/register/#vllm)). One per cent in the rates passes in bfloat16:
-# the type is too coarse to tell. Only float64 accuses all and nobody wrongly. So: the structure in float64, even if
-# only a slow build of the kernel can do that; then the narrow type, for its rounding.
+# **Notice** the rows from below. Zeros pass the last custom, and it is in use, in
+# [vLLM’s test of its lightning kernel](../../proof/register/#vllm). One per cent in the rates passes in bfloat16: the
+# type is too coarse to tell. So: the structure in float64, even if only a slow build of the kernel can do that; then
+# the narrow type, for its rounding.
 #
 # And what does the narrow type find? Rounding where none should be. Here the same kernel keeps its **state** in
 # bfloat16. The ten cases are short, and they do not see it:
@@ -484,7 +519,8 @@ def narrow_state(q, k, v, slopes, state=None, *, mask=None):
     out = []
     for t in range(q.shape[2]):
         part = None if mask is None else mask[:, t : t + 1]
-        o, state = gla(*(x[:, :, t : t + 1] for x in (q, k, v)), slopes, state, mask=part)
+        now = (x[:, :, t : t + 1] for x in (q, k, v))
+        o, state = gla(*now, slopes, state, mask=part)
         state = state.bfloat16().to(state.dtype)
         out.append(o)
     return torch.cat(out, dim=2), state
@@ -495,7 +531,8 @@ print("in float32: ", verdict(narrow_state, dtype="float32"))
 
 counting = torch.ones(1, 1, 1000, 1)
 for name, op in (("gla", gla), ("narrow_state", narrow_state)):
-    print(f"{name:13} counts to {op(counting, counting, counting, torch.zeros(1))[1].item():.0f} in 1,000 tokens")
+    _, count = op(counting, counting, counting, torch.zeros(1))
+    print(f"{name:13} counts to {count.item():.0f} in 1,000 tokens")
 
 # %% [markdown]
 # It stands still at 256, where 256 + 1 rounds to 256. What the judge allows in bfloat16 must leave room for kernels
@@ -503,7 +540,7 @@ for name, op in (("gla", gla), ("narrow_state", narrow_state)):
 #
 # ## 10 · Gradients
 #
-# Training needs the derivative, and kernels bring their own, written by hand. Autograd through the twin's op in
+# Training needs the derivative, and kernels bring their own, written by hand. Autograd through the twin’s op in
 # float64 is the judge here; every input counts, the state that is handed in, too.
 
 
@@ -511,18 +548,20 @@ for name, op in (("gla", gla), ("narrow_state", narrow_state)):
 def gradients(op):
     """Of one number made of both answers, with respect to q, k, v and the state."""
     rng = np.random.default_rng(1)
-    shapes = [(2, 3, 33, 8)] * 3 + [(2, 3, 8, 8)] + [(2, 3, 33, 8), (2, 3, 8, 8)]
-    q, k, v, state, by_out, by_state = (torch.from_numpy(rng.standard_normal(shape)) for shape in shapes)
+    q, k, v, by_out = torch.from_numpy(rng.standard_normal((4, 2, 3, 33, 8)))
+    state, by_state = torch.from_numpy(rng.standard_normal((2, 2, 3, 8, 8)))
     inputs = [x.requires_grad_() for x in (q, k, v, state)]
     out, new = op(q, k, v, minimax_torch.ops.decay_slopes(3, 2, 9), state)
-    return torch.autograd.grad((out * by_out).sum() + (new * by_state).sum(), inputs)
+    number = (out * by_out).sum() + (new * by_state).sum()
+    return torch.autograd.grad(number, inputs)
 
 
 truth = gradients(right)
-for name, op in {"gla": gla, "mamba": mamba, "rwkv": rwkv, "no state": kernels["no state"]}.items():
+for name, op in {**adapters, "no state": kernels["no state"]}.items():
     try:
-        apart = [f"{((x - y).norm() / y.norm()).item():.0e}" for x, y in zip(gradients(op), truth)]
-        print(f"{name:9} dq {apart[0]}  dk {apart[1]}  dv {apart[2]}  dS {apart[3]}")
+        apart = [(x - y).norm() / y.norm() for x, y in zip(gradients(op), truth)]
+        told = (f"{n} {x.item():.0e} " for n, x in zip(("dq", "dk", "dv", "dS"), apart))
+        print(f"{name:9}", *told)
     except RuntimeError as error:
         print(f"{name:9} {str(error).partition('.')[0]}")
 
@@ -538,10 +577,12 @@ for name, op in {"gla": gla, "mamba": mamba, "rwkv": rwkv, "no state": kernels["
 holder = tempfile.TemporaryDirectory()  # gone when the notebook is
 folder = Path(holder.name)
 write_op(folder, "lightning_attention_recurrent")
-print(*(f"{file.name:22} {file.stat().st_size:9,} bytes\n" for file in sorted(folder.iterdir())), sep="")
+for file in sorted(folder.iterdir()):
+    print(f"{file.name:22} {file.stat().st_size:9,} bytes")
 raw = (folder / "inputs.safetensors").read_bytes()
 length = int.from_bytes(raw[:8], "little")
-print("the first eight bytes say", length, "and the header begins\n", raw[8:140].decode(), "…")
+print("\nthe first eight bytes say", length, "and the header begins")
+print(raw[8:86].decode(), "…")
 
 # %% [markdown]
 # The format is all that the two sides share: eight bytes, a header in JSON, and the numbers, row by row. Here is a
@@ -559,7 +600,8 @@ inputs = {}
 for name, x in json.loads(raw[8:start]).items():
     if x.get("dtype") == "F64":
         begin, end = x["data_offsets"]
-        inputs[name] = np.frombuffer(raw[start + begin : start + end]).reshape(x["shape"]).astype("f4")
+        numbers = np.frombuffer(raw[start + begin : start + end])
+        inputs[name] = numbers.reshape(x["shape"]).astype("f4")
 
 answers = {}
 for case in range(8):  # those after it are padded
@@ -575,7 +617,8 @@ for case in range(8):  # those after it are padded
 header, body = {}, b""
 for name, x in answers.items():
     data = x.tobytes()
-    header[name] = {"dtype": "F32", "shape": x.shape, "data_offsets": [len(body), len(body) + len(data)]}
+    place = [len(body), len(body) + len(data)]
+    header[name] = {"dtype": "F32", "shape": x.shape, "data_offsets": place}
     body += data
 head = json.dumps(header).encode()
 open(sys.argv[2], "wb").write(len(head).to_bytes(8, "little") + head + body)
@@ -585,8 +628,8 @@ open(sys.argv[2], "wb").write(len(head).to_bytes(8, "little") + head + body)
 def run(program):
     """Let it read and write; judge what it wrote."""
     (folder / "program.py").write_text(program)
-    files = [str(folder / name) for name in ("program.py", "inputs.safetensors", "actual.safetensors")]
-    subprocess.run([sys.executable, "-I", *files], check=True)
+    files = folder / "program.py", folder / "inputs.safetensors", folder / "actual.safetensors"
+    subprocess.run([sys.executable, "-I", *map(str, files)], check=True)
     return judge_golden(folder, files[-1])
 
 
@@ -604,22 +647,23 @@ exercise("10.3", folder / "actual.safetensors")
 # It stored float32, so it is judged as float32. The errors and limits of one case, and where the limit comes from:
 
 # %%
-row = next(row for row in report.rows if row.phase == "eight wide heads" and row.part == "out")
-story, expected = json.loads((folder / "golden.json").read_text()), read_tensors(folder / "expected.safetensors")
-case = [told["case"] for told in story["cases"]].index(row.phase)
+case = 6
+row = report.rows[2 * case]  # a row for out, a row for the state
+expected = read_tensors(folder / "expected.safetensors")
 size = np.sqrt(np.mean(expected[f"{case}.out"] ** 2))
 plain, magnitude = expected[f"{case}.out.plain.float32"], expected[f"{case}.out.magnitude"]
-print(f"error {row.error:.1e}, allowed {row.allowed:.1e}")
-print(f"twice plain NumPy's {plain / size:.1e}, plus 4 · 2⁻²⁴ · {magnitude / size:.1f}, makes")
-print(f"{(2 * plain + 4 * 2.0**-24 * magnitude) / size:.1e}")
+print(f"{row.part}, “{row.phase}”: error {row.error:.1e}, allowed {row.allowed:.1e}")
+print(f"which is 2 × {plain / size:.1e}, plain NumPy's, plus 4 × 2⁻²⁴ × {magnitude / size:.1f}")
+print(f"     or {(2 * plain + 4 * 2.0**-24 * magnitude) / size:.1e}")
 
 # %% [markdown]
 # And a program with a mistake: two lines have changed places, so that what is read has not been written yet.
 
 # %%
-write, read = (next(x for x in PROGRAM.splitlines() if mark in x) for mark in ("S = S + k", "einsum"))
-report = run(PROGRAM.replace(f"{write}\n{read}", f"{read}\n{write}"))
-print("first difference:", report.first, "·", next(row.where for row in report.rows if row.wrong))
+of_note = [line for line in PROGRAM.splitlines() if "S = S + k" in line or "einsum" in line]
+report = run(PROGRAM.replace("\n".join(of_note), "\n".join(reversed(of_note))))
+wrong = next(row for row in report.rows if row.wrong)
+print(f"first difference: {wrong.part}, {wrong.where}")
 print("looks like:", report.looks_like)
 print("cure:", report.cure)
 
@@ -642,9 +686,9 @@ print("cure:", report.cure)
 #
 # 1. Both with padding: in the first what is padded is written, in the second it is NaN.
 # 2. Nothing but the order of sums: it is still the same function.
-# 3. By that of plain NumPy's chunks, which round less. The ten cases are short, and its heads forget too fast for a
+# 3. By that of plain NumPy’s chunks, which round less. The ten cases are short, and its heads forget too fast for a
 #    rounded factor to be compounded often; over thousands of tokens a recurrence errs
-#    [fifty times as much](../../proof/tolerances/).
+#    [up to fifty times as much](../../proof/tolerances/).
 #
 # </details>
 #
