@@ -60,7 +60,11 @@ def rms(x):
 # A layer does two things to a token’s vector: it mixes in what other positions say (attention), and it sends the
 # result through two experts. Each time the same three steps:
 #
-# $$n = \mathrm{RMSNorm}(x), \quad u = \mathrm{block}(n), \quad x \leftarrow \alpha\,n + \beta\,u$$
+# $$\begin{aligned}
+# n &= \mathrm{RMSNorm}(x) \\
+# u &= \mathrm{block}(n) \\
+# x &\leftarrow \alpha\,n + \beta\,u
+# \end{aligned}$$
 #
 # Two channels are enough to see it. The vector (3, 4) has a root mean square of √12.5 = 3.54. Let the block
 # answer (1, 0), and take α = 2, β = 1. Work out the new x before you run the cell.

@@ -47,11 +47,14 @@ plt.rcParams["figure.figsize"] = 7, 3.4
 # %% [markdown]
 # ## 1 · The contract, by hand
 #
-# What this model asks of a kernel fits in three lines.
+# What this model asks of a kernel:
 #
-# $$S_t = e^{-s} S_{t-1} + k_t v_t^\top, \qquad o_t = S_t^\top q_t$$
+# $$\begin{aligned}
+# S_t &= e^{-s} S_{t-1} + k_t v_t^\top \\
+# o_t &= S_t^\top q_t
+# \end{aligned}$$
 #
-# | | |
+# | the op | |
 # |---|---|
 # | takes | q, k [B, H, T, d], v [B, H, T, e], the rates s [H], perhaps a state, perhaps a mask [B, T] |
 # | returns | o [B, H, T, e] and the state [B, H, d, e], row i for channel i of k |
@@ -316,10 +319,10 @@ gallery({"gla": gla, "mamba": mamba, "rwkv": rwkv})
 #
 # | | axes | decay | scale | state | order |
 # |---|---|---|---|---|---|
-# | this model | B H T d | a rate s, by head | none | d × e | decay, write, read |
-# | fla, simple GLA | B T H d | −s, by token and head | 1/√d unless given | d × e, if asked for | the same |
-# | Mamba-2, its listing | B T H d | −s, by token and head | none | e × d | the same, in whole blocks |
-# | RWKV-6 | B H T d | −s, by token and channel | 1/√d in fla | d × e | read with u; decay, write |
+# | this model | B H T d | s, a head | none | d × e | write, read |
+# | fla, simple GLA | B T H d | −s, a token | 1/√d | d × e | write, read |
+# | Mamba-2 | B T H d | −s, a token | none | e × d | write, read |
+# | RWKV-6 | B H T d | −s, a channel | 1/√d | d × e | read, write |
 #
 # Read in `fla/ops/simple_gla`, `fla/ops/rwkv6/recurrent_naive.py` and `mamba_ssm/modules/ssd_minimal.py`.
 #
