@@ -1,12 +1,12 @@
 """Write what is known of the pages as a whole: `python docs/make_pages.py`.
 
-How long a page takes stands once, in its line that ends in ``{ .time }``; a notebook has it in the line under its title, an
-exercise in its registry. From these, and in the order of mkdocs.yml, this makes the table of all pages and fills the
-plans that pages mark:
+How long a page takes stands once, in its line that ends in ``{ .time }``; a notebook has it in the line under its
+title, an exercise in its registry, a slide in the line that begins its notes. From these, and in the order of
+mkdocs.yml, this makes the table of all pages and fills the plans that pages mark:
 
     <!-- plan: week 1                      a name
-    Before: model.md path/lookup.md        a label, then pages, notebooks (01) and exercises (1.1) in any order
-    In class: 01 1.1 1.2
+    Before: model.md path/lookup.md        a label, then pages, notebooks (01), exercises (1.1) and slides
+    In class: slides:2-9 01 1.1 1.2
     -->
     …                                      made here: titles, links, minutes, sums
     <!-- /plan -->
@@ -24,6 +24,7 @@ was run: of another notebook they say nothing.
 import hashlib
 import json
 import math
+import os
 import posixpath
 import re
 import sys
@@ -48,6 +49,7 @@ class Thing(NamedTuple):
     place: str
     minutes: int | None
     text: str = ""
+    note: str = ""
 
 
 # --- What there is -------------------------------------------------------------------------------------------------
@@ -84,6 +86,18 @@ def minutes_of(file: str, text: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def slides() -> list[int]:
+    """Minutes of each slide of the lecture."""
+    text = (DOCS / "teach" / "lecture.txt").read_text(encoding="utf-8")
+    return [int(minutes) for minutes in re.findall(r"^notes (\d+) min$", text, re.MULTILINE)]
+
+
+def slides_as_a_thing(name: str) -> Thing:
+    """`slides:2-9` of a plan."""
+    first, last = map(int, name.removeprefix("slides:").split("-"))
+    return Thing(f"Slides {first} to {last}", "teach/slides.md", sum(slides()[first - 1 : last]))
+
+
 def things() -> dict[str, Thing]:
     """Name in a plan → what it is."""
     found = {}
@@ -92,9 +106,11 @@ def things() -> dict[str, Thing]:
             text = source(file)
             name = Path(file).name[:2] if file.startswith("notebooks/") else file
             found[name] = Thing(title, file, minutes_of(file, text), text)
+    inside = {name: re.findall(r"\{\{ exercise (\S+) \}\}", thing.text) for name, thing in found.items()}
     for number, asked in EXERCISES.items():
         anchor = f"reference/exercises.md#e{number.replace('.', '-')}"
-        found[number] = Thing(f"{number} · {asked.title}", anchor, asked.minutes)
+        note = "".join(f" (notebook {int(name)})" for name, numbers in inside.items() if number in numbers)
+        found[number] = Thing(f"{number} · {asked.title}", anchor, asked.minutes, note=note)
     return found
 
 
@@ -124,27 +140,40 @@ def plans(text: str) -> dict[str, dict[str, list[str]]]:
     return found
 
 
+def named(name: str, known: dict[str, Thing]) -> Thing:
+    """What a name in a plan means; an exercise that nobody has written has neither title nor time."""
+    if name.startswith("slides:"):
+        return slides_as_a_thing(name)
+    if name not in known and re.fullmatch(r"\d+\.\d+", name):
+        return Thing(name, "reference/exercises.md", None)
+    return known[name]
+
+
 def entry(name: str, known: dict[str, Thing], page: str) -> str:
     """A thing as a plan shows it: a link and minutes."""
-    if name not in known and re.fullmatch(r"\d+\.\d+", name):
-        return f"{name} {NOT_YET}"  # an exercise that nobody has written
-    thing = known[name]
+    thing = named(name, known)
     link = posixpath.relpath(thing.place, posixpath.dirname(page) or ".")
-    return f"[{thing.title}]({link}) {thing.minutes or NOT_YET}"
+    return f"[{thing.title}]({link}) {thing.minutes or NOT_YET}{thing.note}"
 
 
-def total(names, known: dict[str, Thing]) -> int:
+def total(names: list[str], known: dict[str, Thing]) -> int:
     """Minutes of those that have any."""
-    return sum(known[name].minutes or 0 for name in names if name in known)
+    return sum(named(name, known).minutes or 0 for name in names)
+
+
+def together(plan: dict[str, list[str]], known: dict[str, Thing]) -> int:
+    """Minutes of a whole plan."""
+    return sum(total(names, known) for names in plan.values())
 
 
 def plan_table(plan: dict[str, list[str]], known: dict[str, Thing], page: str) -> str:
     """A row for each label, and a sum."""
     rows = ["| | minutes of each | together |", "|---|---|---|"]
     for label, names in plan.items():
-        rows.append(f"| {label} | {'<br>'.join(entry(n, known, page) for n in names)} | {length(total(names, known))} |")
+        shown = "<br>".join(entry(name, known, page) for name in names)
+        rows.append(f"| {label} | {shown} | {length(total(names, known))} |")
     if len(plan) > 1:
-        rows.append(f"| **All of it** | | **{length(total(sum(plan.values(), []), known))}** |")
+        rows.append(f"| **All of it** | | **{length(together(plan, known))}** |")
     return "\n".join(rows)
 
 
@@ -155,8 +184,9 @@ def overview(name: str, found: dict[str, dict[str, list[str]]], known: dict[str,
     rows = [f"| | {' | '.join(label.lower() for label in labels)} | together |", "|---|" + "---|" * (len(labels) + 1)]
     for key, plan in chosen.items():
         cells = [length(total(plan[label], known)) if plan.get(label) else "" for label in labels]
-        rows.append(f"| {key[:1].upper()}{key[1:]} | {' | '.join(cells)} | {length(total(sum(plan.values(), []), known))} |")
-    sums = [total((n for plan in chosen.values() for n in plan.get(label, [])), known) for label in labels]
+        link = f"[{key[:1].upper()}{key[1:]}](#{re.sub(r'[^a-z0-9]+', '-', key)})"
+        rows.append(f"| {link} | {' | '.join(cells)} | {length(together(plan, known))} |")
+    sums = [sum(total(plan.get(label, []), known) for plan in chosen.values()) for label in labels]
     rows.append(f"| **All** | {' | '.join(f'**{length(s)}**' for s in sums)} | **{length(sum(sums))}** |")
     return "\n".join(rows)
 
@@ -166,7 +196,8 @@ def mistakes_table(numbers: list[str]) -> str:
     rows = ["| exercise | right | handed in | it looks as if |", "|---|---|---|---|"]
     for number in numbers:
         asked = EXERCISES[number]
-        label, right = f"[{number}](../reference/exercises.md#e{number.replace('.', '-')})", figure(value(asked.solution))
+        label = f"[{number}](../reference/exercises.md#e{number.replace('.', '-')})"
+        right = figure(value(asked.solution))
         for mistake in asked.mistakes:
             rows.append(f"| {label} | {right} | {figure(value(mistake.source))} | {mistake.says} |")
             label = right = ""
@@ -199,6 +230,7 @@ def pages_with_plans() -> list[str]:
 # --- How long it takes to read ---------------------------------------------------------------------------------------
 
 WORDS, LINES = 150, 8  # a minute
+LOW, HIGH = 0.4, 4  # times the estimate: what is plausible
 
 
 def split(text: str) -> tuple[str, str]:
@@ -223,17 +255,17 @@ def estimate(text: str) -> float:
 # --- Every page and its proof -----------------------------------------------------------------------------------------
 
 WAYS = {
-    "examples": ("every example of the page is run and prints what the page shows", "tests/docs/test_pages.py"),
-    "code": ("the code on it is cut from the source", "tests/docs/test_pages.py"),
-    "figure": ("its figure is drawn again and compared", "tests/docs/test_pages.py"),
-    "widget": ("what moves on it computes what the reference computes", "tests/docs/test_widgets.py"),
-    "table": ("its tables are made again from the code and compared", "tests/docs/test_tables.py"),
-    "times": ("its times are added up again", "tests/docs/test_times.py"),
+    "examples": ("each is run and prints what the page shows", "tests/docs/test_pages.py"),
+    "code": ("it is cut from the source", "tests/docs/test_pages.py"),
+    "figure": ("it is drawn again and compared", "tests/docs/test_pages.py"),
+    "widget": ("what moves computes what the reference computes", "tests/docs/test_widgets.py"),
+    "table": ("it is made again from the code and compared", "tests/docs/test_tables.py"),
+    "times": ("they are added up again", "tests/docs/test_times.py"),
     "runs": ("the notebook runs from top to bottom", "tests/notebooks/test_notebooks.py"),
-    "exercises": ("each exercise in it passes its solution and names its mistakes", "tests/exercises/test_exercises.py"),
-    "list": ("the page is written by a script, which is run again and compared", ""),
-    "bank": ("questions and answers are made from one file, and every number is computed", "tests/docs/test_teaching.py"),
-}  # fmt: skip
+    "exercises": ("a solution passes, a mistake is named", "tests/exercises/test_exercises.py"),
+    "slides": ("what they say is computed, and they are made again", "tests/docs/test_teaching.py"),
+    "list": ("the page is written by a script, which is run again and compared", "the test beside it"),
+}
 MADE = {
     "make_api.py": "tests/docs/test_pages.py",
     "make_exercises.py": "tests/exercises/test_exercises.py",
@@ -263,7 +295,7 @@ def proofs(file: str, text: str) -> list[str]:
     """What shows that a page is true: the ways above, then tests by their names."""
     found = []
     if script := re.search(r"<!-- Written by (\w+\.py)", text):
-        found.append("bank" if script[1] == "make_bank.py" else f"list: `{MADE[script[1]]}`")
+        found.append(f"list: `{MADE[script[1]]}`")
     if file.endswith(".ipynb"):
         written = "{{ exercise" in text
         found += ["runs"] + ["exercises"] * written if minutes_of(file, text) else []
@@ -274,6 +306,7 @@ def proofs(file: str, text: str) -> list[str]:
         "widget": r"data-widget=",
         "table": r"^<!-- table: ",
         "times": r"^<!-- plans?: ",
+        "slides": r"lecture\.html",
     }
     found += [way for way, mark in marks.items() if re.search(mark, text, re.MULTILINE)]
     if file.startswith("internals/"):
@@ -296,9 +329,8 @@ LEAD = """\
 
 # Every page and its proof
 
-**{count} pages and notebooks, in the order of the site: what each one answers, how long it takes, and the test that fails
-when it is no longer true.** Reading all of it takes about {hours} hours, the {exercises} exercises about {more}.
-
+**{count} pages and notebooks, in the order of the site: what each one answers, how long it takes, and the test that
+fails when it is no longer true.** Reading all of it takes about {hours} hours, the {exercises} exercises about {more}.
 {seconds}
 ## What the short words mean
 
@@ -306,19 +338,21 @@ when it is no longer true.** Reading all of it takes about {hours} hours, the {e
 |---|---|---|
 {ways}
 
-Where a test has a name, it stands there in words: `three forms one function` is `test_three_forms_one_function`. A page without a
-proof is prose, or a form to be filled in. That stated times are plausible for the words and the code of a page, between a third
-and three times what {words} words and {lines} lines a minute would give, is itself a test: `tests/docs/test_times.py`.
+Where a test has a name, it stands there in words: `three forms one function` is `test_three_forms_one_function`. A page
+without a proof is prose. A time is given by whoever wrote the page; a test asks that it lies between {low:g} and
+{high:g} times what {words} words and {lines} lines of code a minute would give (`tests/docs/test_times.py`).
 """
-RAN = "The notebooks run for {seconds} seconds on {where}, measured by `python docs/make_pages.py --time`.\n"
+RAN = "\nNotebooks run for {seconds} seconds on {where}, measured by `python docs/make_pages.py --time`.\n"
 
 
-def ran() -> dict[str, int]:
+def measured() -> dict:
+    """What `--time` left behind."""
+    return json.loads(SECONDS.read_text(encoding="utf-8"))
+
+
+def ran(stored: dict) -> dict[str, int]:
     """Notebook → the seconds for which it ran, of those that are still what they were."""
-    if not SECONDS.is_file():
-        return {}
-    stored = json.loads(SECONDS.read_text(encoding="utf-8"))["notebooks"]
-    return {file: it["seconds"] for file, it in stored.items() if it["digest"] == digest(file)}
+    return {file: it["seconds"] for file, it in stored["notebooks"].items() if it["digest"] == digest(file)}
 
 
 def digest(file: str) -> str:
@@ -329,18 +363,22 @@ def digest(file: str) -> str:
 
 def page_of_pages() -> str:
     """The Markdown of pages.md."""
-    known, seconds = {thing.place: thing for thing in things().values()}, ran()
+    known, stored = {thing.place: thing for thing in things().values()}, measured()
+    seconds, where = ran(stored), stored["where"]
     read = {file: known[file] for pages in sections().values() for file in pages}
-    where = json.loads(SECONDS.read_text(encoding="utf-8"))["where"] if seconds else ""
+    ways = ((name, told, f"`{test}`" if "/" in test else test) for name, (told, test) in WAYS.items())
+    span = f"{min(seconds.values())} to {max(seconds.values())}" if seconds else ""
     lead = LEAD.format(
         count=len(read),
         hours=round(sum(thing.minutes or 0 for thing in read.values()) / 60),
         exercises=len(EXERCISES),
         words=WORDS,
         lines=LINES,
+        low=LOW,
+        high=HIGH,
         more=round(sum(asked.minutes for asked in EXERCISES.values()) / 60),
-        seconds=RAN.format(seconds=f"{min(seconds.values())} to {max(seconds.values())}", where=where) if seconds else "",
-        ways="\n".join(f"| {name} | {told} | {f'`{test}`' if test else ''} |" for name, (told, test) in WAYS.items()),
+        seconds=RAN.format(seconds=span, where=where) if seconds else "",
+        ways="\n".join(f"| {' | '.join(way)} |" for way in ways),
     )
     parts = [lead]
     for section, pages in sections().items():
@@ -362,8 +400,6 @@ def page_of_pages() -> str:
 
 def measure() -> None:
     """Run every notebook and keep how long it took, in whole seconds."""
-    import os
-
     import nbformat
     from nbclient import NotebookClient
 

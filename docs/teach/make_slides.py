@@ -4,7 +4,8 @@ lecture.txt is Markdown with three habits. A line `---` begins a new slide. What
 speaker. A paragraph that is an image is a figure of `docs/assets/figures`, pasted in with its colours. A block
 ```` ```pycon check ```` is run by the tests and not shown: it proves what the slide says.
 
-lecture.html holds everything that it needs, formulas as MathML included; beside the site's KaTeX it sets them with that.
+lecture.html holds everything that it needs, formulas as MathML included; beside the site's KaTeX it sets them with
+that.
 """
 
 import html
@@ -39,10 +40,10 @@ DARK = {
 
 
 class Slide(NamedTuple):
-    """One slide: Markdown of what is shown, files of its figures with their captions, minutes, Markdown of the notes."""
+    """One slide; texts are Markdown."""
 
     shown: str
-    figures: list[tuple[str, str]]
+    figures: list[tuple[str, str]]  # file and caption
     minutes: int
     notes: str
     code: str  # all examples, shown or not, as a doctest
@@ -140,7 +141,8 @@ p,ul,ol,table,pre{margin:.5em 0}strong{color:var(--twin-accent)}a{color:var(--tw
 li{margin:.25em 0}
 table{border-collapse:collapse}th,td{padding:.3em .9em;text-align:left;
 border-bottom:1px solid var(--md-default-fg-color--lightest)}
-pre{background:var(--md-code-bg-color);padding:.7em 1em;border-radius:.3em;overflow:auto;font-size:.72em;line-height:1.5}
+pre{background:var(--md-code-bg-color);padding:.7em 1em;border-radius:.3em;overflow:auto;
+font-size:.72em;line-height:1.5}
 figure{margin:0;min-height:0;display:flex;flex-direction:column;align-items:center}
 figure svg{max-width:none!important;width:100%;max-height:68vh}
 .drawn figure svg{max-height:76vh}
