@@ -32,7 +32,7 @@ def figures():
         style = STYLES[pattern]
         parts += [plot.band(pairs, worst, best, style), plot.curve(pairs, mean, f"{style} thick")]
         for n, shares in zip(pairs, seeds, strict=True):
-            parts += [dot(*plot.place(n, share), 1.7, style or "grey") for share in shares]
+            parts += [dot(*plot.place(n, share), 1.7, "hot" if style == "hot" else "grey") for share in shares]
         parts.append(text(*plot.place(pairs[-1], LABELS[pattern]), name, f"{style} end"))
         point.append(f"{name} {mean[-1]:.0%} (seeds {worst[-1]:.0%} to {best[-1]:.0%})")
     label = (

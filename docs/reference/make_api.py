@@ -102,7 +102,15 @@ def defects():
     )
     table = ["| what is wrong | what is right | name |", "|---|---|---|"]
     table += [f"| {says} | {cure.replace('|', chr(92) + '|')} | `{name}` |" for name, says, cure in rows]
-    return "\n\n".join([HEADER, "# Planted defects", lead, "\n".join(table)]) + "\n"
+    return "\n\n".join([HEADER, "# Planted defects", lead, FINGERPRINTS, "\n".join(table)]) + "\n"
+
+
+FINGERPRINTS = """\
+<figure class="figure" data-search-exclude>
+--8<-- "assets/figures/fingerprints.svg"
+<figcaption>Nine of them and where they show, the darker the larger, from a millionth of the answers to their size.
+Where the first coloured position stands, and in which heads, tells more than how large the error is.</figcaption>
+</figure>"""
 
 
 def pages():

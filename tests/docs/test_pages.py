@@ -33,7 +33,7 @@ def test_examples_print_what_the_page_shows(page):
 
 @every_page
 def test_code_with_a_file_name_is_cut_from_that_file(page):
-    for options, block in fences(page, "python"):
+    for options, block in fences(page, "(?:python|c|js)\\b"):
         title = re.search(r'title="(\w+)/(\S+)"', options)
         if title:
             file = CODE_ROOT[title[1]] / title[1] / title[2]
