@@ -17,10 +17,14 @@ mkdocs.yml, this makes the table of all pages and fills the plans that pages mar
     <!-- mistakes: 2.1 2.5 -->             wrong answers that the checks know, as they are handed in
     <!-- /mistakes -->
 
+    <!-- nearly: 4 -->                     mistakes that keep so many points or more when they are graded
+    <!-- /nearly -->
+
 With ``--time`` it first runs every notebook and keeps the seconds in seconds.json, beside a digest of the notebook that
 was run: of another notebook they say nothing.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -32,9 +36,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
+import numpy as np
 from minimax_numpy.check.exercises import EXERCISES
+from minimax_numpy.check.exercises.functions import run
+from minimax_numpy.check.exercises.registry import build
 from minimax_numpy.check.exercises.values import value
+from minimax_numpy.check.grade import MODULE, mark_task
+from mkdocs.utils.yaml import yaml_load
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -57,7 +65,8 @@ class Thing(NamedTuple):
 
 def sections() -> dict[str, dict[str, str]]:
     """Section → file → the title that the navigation gives it."""
-    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    with open(ROOT / "mkdocs.yml", encoding="utf-8") as file:
+        nav = yaml_load(file)["nav"]
     found: dict[str, dict[str, str]] = {}
     for entry in nav:
         ((name, inside),) = entry.items()
@@ -95,7 +104,8 @@ def slides() -> list[int]:
 def slides_as_a_thing(name: str) -> Thing:
     """`slides:2-9` of a plan."""
     first, last = map(int, name.removeprefix("slides:").split("-"))
-    return Thing(f"Slides {first} to {last}", "teach/slides.md", sum(slides()[first - 1 : last]))
+    title = f"Slides {first} to {last}" if last > first else f"Slide {first}"
+    return Thing(title, "teach/slides.md", sum(slides()[first - 1 : last]))
 
 
 def things() -> dict[str, Thing]:
@@ -106,7 +116,9 @@ def things() -> dict[str, Thing]:
             text = source(file)
             name = Path(file).name[:2] if file.startswith("notebooks/") else file
             found[name] = Thing(title, file, minutes_of(file, text), text)
-    inside = {name: re.findall(r"\{\{ exercise (\S+) \}\}", thing.text) for name, thing in found.items()}
+    inside = {
+        name: re.findall(r"\{\{ exercise (\S+) \}\}", thing.text) for name, thing in found.items() if name.isdigit()
+    }
     for number, asked in EXERCISES.items():
         anchor = f"reference/exercises.md#e{number.replace('.', '-')}"
         note = "".join(f" (notebook {int(name)})" for name, numbers in inside.items() if number in numbers)
@@ -129,6 +141,8 @@ def length(minutes: int) -> str:
 PLAN = re.compile(r"(<!-- plan: (?P<name>[^\n]+)\n(?P<lines>[^>]*?)-->\n)(?:.*?\n)??(<!-- /plan -->)", re.DOTALL)
 PLANS = re.compile(r"(<!-- plans: (?P<name>\w+) -->\n)(?:.*?\n)??(<!-- /plans -->)", re.DOTALL)
 MISTAKES = re.compile(r"(<!-- mistakes: (?P<numbers>[\d. ]+) -->\n)(?:.*?\n)??(<!-- /mistakes -->)", re.DOTALL)
+
+NEARLY = re.compile(r"(<!-- nearly: (?P<points>\d+) -->\n)(?:.*?\n)??(<!-- /nearly -->)", re.DOTALL)
 
 
 def plans(text: str) -> dict[str, dict[str, list[str]]]:
@@ -204,6 +218,31 @@ def mistakes_table(numbers: list[str]) -> str:
     return "\n".join(rows)
 
 
+@functools.cache
+def graded() -> list[tuple[str, str, float, list[str]]]:
+    """Each known mistake of each graded exercise: the points that it keeps, and the groups of cases that notice it."""
+    found = []
+    for number in MODULE:
+        asked = EXERCISES[number]
+        cases = list(asked.task.cases(np.random.default_rng(0)))
+        for mistake in asked.mistakes:
+            function = build(mistake.source, asked.task.function)
+            mark = mark_task(number, cases, [run(function, case) for case in cases])
+            noticed = [label for label, right in mark.groups.items() if not right]
+            found.append((number, mistake.says, mark.points, noticed))
+    return found
+
+
+def nearly_table(points: float) -> str:
+    """Mistakes that a few cases notice, those that keep most first."""
+    rows = ["| exercise | what is wrong | keeps, of 10 | noticed only by |", "|---|---|---|---|"]
+    for number, wrong, kept, groups in sorted(graded(), key=lambda row: -row[2]):
+        if kept >= points:
+            link = f"[{number}](../reference/exercises.md#e{number.replace('.', '-')})"
+            rows.append(f"| {link} | {wrong} | {kept:g} | {', '.join(groups)} |")
+    return "\n".join(rows)
+
+
 def figure(x: float) -> str:
     """A number to four figures, whole ones in full.
 
@@ -218,13 +257,14 @@ def filled(page: str, text: str, known: dict[str, Thing]) -> str:
     found = plans(text)
     text = PLAN.sub(lambda m: f"{m[1]}{plan_table(found[m['name']], known, page)}\n{m[4]}", text)
     text = PLANS.sub(lambda m: f"{m[1]}{overview(m['name'], found, known)}\n{m[3]}", text)
+    text = NEARLY.sub(lambda m: f"{m[1]}{nearly_table(float(m['points']))}\n{m[3]}", text)
     return MISTAKES.sub(lambda m: f"{m[1]}{mistakes_table(m['numbers'].split())}\n{m[3]}", text)
 
 
 def pages_with_plans() -> list[str]:
     """Those that have something to fill."""
     files = [file for pages in sections().values() for file in pages if file.endswith(".md")]
-    return [file for file in files if re.search(r"^<!-- (plans?|mistakes): ", source(file), re.MULTILINE)]
+    return [file for file in files if re.search(r"^<!-- (plans?|mistakes|nearly): ", source(file), re.MULTILINE)]
 
 
 # --- How long it takes to read ---------------------------------------------------------------------------------------
