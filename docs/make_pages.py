@@ -116,9 +116,8 @@ def things() -> dict[str, Thing]:
             text = source(file)
             name = Path(file).name[:2] if file.startswith("notebooks/") else file
             found[name] = Thing(title, file, minutes_of(file, text), text)
-    inside = {
-        name: re.findall(r"\{\{ exercise (\S+) \}\}", thing.text) for name, thing in found.items() if name.isdigit()
-    }
+    books = {name: thing.text for name, thing in found.items() if name.isdigit()}
+    inside = {name: re.findall(r"\{\{ exercise (\S+) \}\}", text) for name, text in books.items()}
     for number, asked in EXERCISES.items():
         anchor = f"reference/exercises.md#e{number.replace('.', '-')}"
         note = "".join(f" (notebook {int(name)})" for name, numbers in inside.items() if number in numbers)
@@ -198,7 +197,7 @@ def overview(name: str, found: dict[str, dict[str, list[str]]], known: dict[str,
     rows = [f"| | {' | '.join(label.lower() for label in labels)} | together |", "|---|" + "---|" * (len(labels) + 1)]
     for key, plan in chosen.items():
         cells = [length(total(plan[label], known)) if plan.get(label) else "" for label in labels]
-        link = f"[{key[:1].upper()}{key[1:]}](#{re.sub(r'[^a-z0-9]+', '-', key)})"
+        link = f"[{key[:1].upper()}{key[1:]}](#{re.sub(r'[^a-z0-9]+', '-', key).strip('-')})"
         rows.append(f"| {link} | {' | '.join(cells)} | {length(together(plan, known))} |")
     sums = [sum(total(plan.get(label, []), known) for plan in chosen.values()) for label in labels]
     rows.append(f"| **All** | {' | '.join(f'**{length(s)}**' for s in sums)} | **{length(sum(sums))}** |")
@@ -331,6 +330,11 @@ def says(text: str) -> str:
     return sentences[0]
 
 
+def is_ours(path: str) -> bool:
+    """Other projects have tests, too."""
+    return (ROOT / path).is_file()
+
+
 def proofs(file: str, text: str) -> list[str]:
     """What shows that a page is true: the ways above, then tests by their names."""
     found = []
@@ -355,7 +359,7 @@ def proofs(file: str, text: str) -> list[str]:
     for block in re.findall(r'^ *```python.*title="(tests/\S+\.py)".*\n((?:.*\n)*?) *```', text, re.MULTILINE):
         tests += [(name, block[0]) for name in re.findall(r"def test_(\w+)\(", block[1])]
     spoken = re.sub(r"[^\w/.`]+", " ", text.lower())
-    for path in dict.fromkeys(re.findall(r"`(tests/[\w/]+\.py)`", text)):
+    for path in filter(is_ours, dict.fromkeys(re.findall(r"`(tests/[\w/]+\.py)`", text))):
         names = re.findall(r"^def test_(\w+)\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
         tests += [(name, path) for name in names if name.replace("_", " ") in spoken] or [("", path)]
     tests = list(dict.fromkeys(tests))
