@@ -273,7 +273,8 @@ LOW, HIGH = 0.4, 4  # times the estimate: what is plausible
 
 
 def split(text: str) -> tuple[str, str]:
-    """The prose of a page, and its code; what is folded away, figures and tables' rules are neither."""
+    """The prose of a page, and its code; what is folded away, plans and figures are neither."""
+    text = re.sub(r"^<!-- plan: .*?^<!-- /plan -->", "", text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"^<!--.*?-->", "", text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"^\?\?\? .*\n(?:(?: {4}.*)?\n)*", "", text, flags=re.MULTILINE)
     text = re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL)
