@@ -129,10 +129,11 @@ def length(minutes: int) -> str:
     """Minutes as people say them.
 
     >>> length(50), length(60), length(135)
-    ('50 min', '1 h', '2 h 15')
+    ('50\xa0min', '1\xa0h', '2\xa0h\xa015')
     """
     hours, rest = divmod(minutes, 60)
-    return f"{minutes} min" if not hours else f"{hours} h {rest:02}" if rest else f"{hours} h"
+    told = f"{minutes} min" if not hours else f"{hours} h {rest:02}" if rest else f"{hours} h"
+    return told.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 # --- Plans ---------------------------------------------------------------------------------------------------------
