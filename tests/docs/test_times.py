@@ -42,10 +42,11 @@ def test_the_evenings_leave_out_nothing_of_the_path():
 
 
 @pytest.mark.parametrize("page", ["path/evenings.md", "teach/syllabi.md"])
-def test_what_a_plan_lists_it_lists_once(page):
+def test_what_a_plan_lists_exists_and_stands_there_once(page):
     for name, plan in SCRIPT["plans"](SCRIPT["source"](page)).items():
         names = sum(plan.values(), [])
         assert len(names) == len(set(names)), f"{name} of {page}"
+        assert {n for n in names if not n.startswith("slides:")} <= set(KNOWN), f"{name} of {page}"
 
 
 @pytest.mark.parametrize("page", ["path/evenings.md", "teach/syllabi.md"])
