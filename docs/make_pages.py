@@ -175,9 +175,10 @@ def total(names: list[str], known: dict[str, Thing]) -> int:
     return sum(named(name, known).minutes or 0 for name in names)
 
 
-def together(plan: dict[str, list[str]], known: dict[str, Thing]) -> int:
-    """Minutes of a whole plan."""
-    return sum(total(names, known) for names in plan.values())
+def added(names: list[str], known: dict[str, Thing]) -> str:
+    """Minutes in words, with a plus where something has none yet."""
+    missing = any(named(name, known).minutes is None for name in names)
+    return length(total(names, known)) + " +" * missing
 
 
 def plan_table(plan: dict[str, list[str]], known: dict[str, Thing], page: str) -> str:
@@ -185,9 +186,9 @@ def plan_table(plan: dict[str, list[str]], known: dict[str, Thing], page: str) -
     rows = ["| | minutes of each | together |", "|---|---|---|"]
     for label, names in plan.items():
         shown = "<br>".join(entry(name, known, page) for name in names)
-        rows.append(f"| {label} | {shown} | {length(total(names, known))} |")
+        rows.append(f"| {label} | {shown} | {added(names, known)} |")
     if len(plan) > 1:
-        rows.append(f"| **All of it** | | **{length(together(plan, known))}** |")
+        rows.append(f"| **All of it** | | **{added(sum(plan.values(), []), known)}** |")
     return "\n".join(rows)
 
 
@@ -197,11 +198,12 @@ def overview(name: str, found: dict[str, dict[str, list[str]]], known: dict[str,
     labels = list(dict.fromkeys(label for plan in chosen.values() for label in plan))
     rows = [f"| | {' | '.join(label.lower() for label in labels)} | together |", "|---|" + "---|" * (len(labels) + 1)]
     for key, plan in chosen.items():
-        cells = [length(total(plan[label], known)) if plan.get(label) else "" for label in labels]
+        cells = [added(plan[label], known) if plan.get(label) else "" for label in labels]
         link = f"[{key[:1].upper()}{key[1:]}](#{re.sub(r'[^a-z0-9]+', '-', key).strip('-')})"
-        rows.append(f"| {link} | {' | '.join(cells)} | {length(together(plan, known))} |")
-    sums = [sum(total(plan.get(label, []), known) for plan in chosen.values()) for label in labels]
-    rows.append(f"| **All** | {' | '.join(f'**{length(s)}**' for s in sums)} | **{length(sum(sums))}** |")
+        rows.append(f"| {link} | {' | '.join(cells)} | {added(sum(plan.values(), []), known)} |")
+    columns = [sum((plan.get(label, []) for plan in chosen.values()), []) for label in labels]
+    sums = [f"**{added(names, known)}**" for names in (*columns, sum(columns, []))]
+    rows.append(f"| **All** | {' | '.join(sums)} |")
     return "\n".join(rows)
 
 
@@ -450,7 +452,8 @@ def measure() -> None:
     from nbclient import NotebookClient
 
     found = {}
-    for file in (file for pages in sections().values() for file in pages if file.endswith(".ipynb")):
+    written = [thing.place for thing in things().values() if thing.place.endswith(".ipynb") and thing.minutes]
+    for file in written:
         book, start = nbformat.read(DOCS / file, as_version=4), time.perf_counter()
         NotebookClient(book, timeout=600, resources={"metadata": {"path": str(DOCS / "notebooks")}}).execute()
         found[file] = {"seconds": math.ceil(time.perf_counter() - start), "digest": digest(file)}

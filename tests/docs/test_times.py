@@ -1,5 +1,6 @@
 """Times stand once: plans add up what pages, notebooks, slides and exercises say, and what they say is plausible."""
 
+import doctest
 import re
 import runpy
 from pathlib import Path
@@ -83,3 +84,15 @@ def test_seconds_of_another_notebook_are_not_shown():
     now["notebooks"][file]["digest"] = "another"
     assert SCRIPT["ran"](now) == {}
     assert all(it["seconds"] > 0 for it in stored["notebooks"].values()) and stored["where"]
+
+
+@pytest.mark.parametrize("script", ["make_pages.py", "teach/make_bank.py"])
+def test_the_examples_of_the_scripts_are_so(script):
+    known = runpy.run_path(str(DOCS / script))
+    finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner()
+    examples = [
+        example for name, it in known.items() if callable(it) for example in finder.find(it, name, None, globs=known)
+    ]
+    for example in examples:
+        runner.run(example)
+    assert runner.summarize(verbose=False).failed == 0 and sum(bool(example.examples) for example in examples) > 0
