@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # The memory matrix
+# # 2 · The memory matrix
 #
 # 15 min, 40 more for the exercises · after [the sum becomes a memory](../../path/memory/) · any laptop, no GPU;
 # the last section needs PyTorch

@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # From one step to one chunk
+# # 3 · From one step to one chunk
 #
 # 20 min, 55 more for the exercises · after [chunks: 256 steps at once](../../path/chunks/) and [the memory
 # matrix](../02_memory/) · any laptop, no GPU; the last section needs PyTorch

@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Softmax and rotary
+# # 4 · Softmax and rotary
 #
 # 25 min, 65 more for the exercises · after [attention as a lookup](../../path/lookup/) and [rotary on half the
 # channels](../../path/rotary/) · any laptop, no GPU; the last section needs PyTorch

@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Experts
+# # 5 · Experts
 #
 # 15 min, 35 more for the exercises · after [experts: two of thirty-two](../../path/experts/) · any laptop, no
 # GPU; the last section needs PyTorch

@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # A whole layer
+# # 6 · A whole layer
 #
 # 45 min with its exercises, 10 without · after [lightning attention](../03_chunks/),
 # [softmax](../04_softmax/) and [experts](../05_experts/) · any laptop; NumPy and matplotlib

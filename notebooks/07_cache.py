@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Generate, and watch the cache
+# # 7 · Generate, and watch the cache
 #
 # 55 min with its exercises, 12 without · after [a whole layer](../06_layer/) · any laptop; NumPy, matplotlib, and
 # the extra `text` for the tokenizer: `pip install 'minimax-twin[text]'`

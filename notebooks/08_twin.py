@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # The twin
+# # 8 · The twin
 #
 # 55 min with its exercises, 12 without · after [generate, and watch the cache](../07_cache/) · any laptop; NumPy,
 # PyTorch and matplotlib

@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Numbers: float64 to bfloat16
+# # 9 · Numbers: float64 to bfloat16
 #
 # 15 min, 30 more for the exercises · after [what rounding does](../../path/rounding/) and [from one step to one
 # chunk](../03_chunks/) · any laptop, no GPU, no PyTorch

@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # A Triton kernel in the interpreter
+# # 11 · A Triton kernel in the interpreter
 #
 # 25 min, 25 more for the two kernels that you write · after [from PyTorch to a
 # kernel](../../path/to-kernel/) and [from one step to one chunk](../03_chunks/) · any Linux machine, no GPU

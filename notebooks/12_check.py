@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Check somebody’s kernel
+# # 12 · Check somebody’s kernel
 #
 # 50 min with its exercises, 15 without · after [the twin](../08_twin/) · any laptop; NumPy, PyTorch and matplotlib
 #
