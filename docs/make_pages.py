@@ -443,6 +443,33 @@ def page_of_pages() -> str:
     return "\n".join(parts)
 
 
+# --- For programs that read ---------------------------------------------------------------------------------------------
+
+INTRODUCED = """\
+# minimax-twin
+
+> MiniMax-Text-01 twice: once in pure NumPy, to be read and trusted, once in PyTorch, to be fast, and a cross-check that
+> proves, part by part, that the two are the same model, and does the same for anybody's port or kernel.
+
+Letters: B sequences, T positions, D channels, H heads of d channels, E experts of which K work, L layers.
+Each page below answers one question; what it answers stands behind its link.
+"""
+
+
+def llms() -> str:
+    """The text of llms.txt: what there is and where, for those who read by program."""
+    known, parts = {thing.place: thing for thing in things().values()}, [INTRODUCED]
+    for section, pages in sections().items():
+        rows = []
+        for file, title in pages.items():
+            place = "" if file == "index.md" else f"{file.removesuffix('.md').removesuffix('.ipynb')}/"
+            place = place.replace("/index/", "/")
+            told = "What each page answers, and what proves it." if file == "pages.md" else says(known[file].text)
+            rows.append(f"- [{title}]({place or './'}): {re.sub(r'[*`]', '', told)}")
+        parts.append(f"## {section}\n\n" + "\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
 # --- Seconds ---------------------------------------------------------------------------------------------------------
 
 
@@ -470,6 +497,7 @@ def main() -> None:
     for file in pages_with_plans():
         (DOCS / file).write_text(filled(file, source(file), known), encoding="utf-8", newline="\n")
     (DOCS / "pages.md").write_text(page_of_pages(), encoding="utf-8", newline="\n")
+    (DOCS / "llms.txt").write_text(llms(), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,10 @@ def test_the_page_of_pages_is_up_to_date():
     assert (DOCS / "pages.md").read_text(encoding="utf-8") == SCRIPT["page_of_pages"](), STALE
 
 
+def test_what_programs_read_is_up_to_date():
+    assert (DOCS / "llms.txt").read_text(encoding="utf-8") == SCRIPT["llms"](), STALE
+
+
 def test_there_are_plans_for_one_reader_and_for_three_courses():
     assert {"path/evenings.md", "teach/syllabi.md", "teach/notes.md"} <= set(PLANNED)
     names = [name for page in PLANNED for name in SCRIPT["plans"](SCRIPT["source"](page))]
