@@ -260,3 +260,19 @@ def test_the_calculators_prompt_is_its_tokens(preset):
     heads_of_all_but_one = 2 * config.vocab_size * config.hidden_size * (n - 1)
     own = 4 * config.num_attention_heads * config.head_dim * config.layer_types.count(LIGHTNING) * n
     assert run("prefill", sizes, n, 1) == one_by_one - heads_of_all_but_one + own
+
+
+def test_the_recall_beside_a_pattern_is_the_measured_one():
+    measured = json.loads((DOCS.parent / "notebooks" / "recall" / "measured.json").read_text(encoding="utf-8"))
+    run = call("layer-pattern")
+    told = run("(() => RECALL)")
+    assert list(told) == ["LLLL", "LLLS", "SSSS"]
+    for pattern, seeds in measured["accuracy"].items():
+        last = [seed[measured["pairs"].index(64)] for seed in seeds]
+        want = {"share": pattern.count("S") / 4, "mean": np.mean(last), "worst": min(last), "best": max(last)}
+        assert told[pattern] == pytest.approx(want, abs=6e-5)
+    assert [run("nearest", softmax) for softmax in (0, 10, 11, 20, 50, 51, 80)] == [
+        *["LLLL"] * 2,
+        *["LLLS"] * 3,
+        *["SSSS"] * 2,
+    ]
