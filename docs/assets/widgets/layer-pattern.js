@@ -29,10 +29,11 @@ export const RECALL = {
   SSSS: { share: 1, mean: 1., worst: 1., best: 1. },
 };
 
-/** The measured model whose share of softmax layers is nearest. */
+/** The measured models whose share of softmax layers is nearest: two, halfway between. */
 export function nearest(softmax) {
   const far = (name) => Math.abs(RECALL[name].share - softmax / LAYERS);
-  return Object.keys(RECALL).reduce((a, b) => (far(b) < far(a) ? b : a));
+  const least = Math.min(...Object.keys(RECALL).map(far));
+  return Object.keys(RECALL).filter((name) => far(name) === least);
 }
 
 const PATTERNS = {
@@ -73,7 +74,7 @@ export function mount(place) {
     values[0].value.textContent = bytes(state);
     values[1].value.textContent = bytes(kv);
     values[2].value.textContent = `${number(flops(lightning, softmax, length) / 1e9, 4)} billion`;
-    recall.forEach(({ name, row }) => row.classList.toggle("near", name === nearest(softmax)));
+    recall.forEach(({ name, row }) => row.classList.toggle("near", nearest(softmax).includes(name)));
     result.say(strong(`${lightning} lightning, ${softmax} softmax`), ` at ${number(length, 7)} tokens: ${bytes(state + kv)} to remember.`);
   }
 
