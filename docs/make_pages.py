@@ -48,6 +48,7 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 SECONDS = DOCS / "seconds.json"
 NOT_YET = "not yet"
+ROUNDED = 5  # minutes
 
 
 class Thing(NamedTuple):
@@ -57,7 +58,8 @@ class Thing(NamedTuple):
     place: str
     minutes: int | None
     text: str = ""
-    note: str = ""
+    own: int = 0  # minutes for what is written in a notebook and is no exercise of the registry
+    inside: tuple[str, ...] = ()  # the registry's exercises in a notebook
 
 
 # --- What there is -------------------------------------------------------------------------------------------------
@@ -95,6 +97,13 @@ def minutes_of(file: str, text: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def own_minutes(text: str, inside: tuple[str, ...]) -> int:
+    """Of a notebook's "15 min, 35 more", what its numbered exercises do not account for; a few minutes are rounding."""
+    more = re.search(r"^\d+ min, (\d+) more\b", text, re.MULTILINE)
+    rest = int(more[1]) - sum(EXERCISES[number].minutes for number in inside) if more else 0
+    return rest if rest > ROUNDED else 0
+
+
 def slides() -> list[int]:
     """Minutes of each slide of the lecture."""
     text = (DOCS / "teach" / "lecture.txt").read_text(encoding="utf-8")
@@ -115,13 +124,11 @@ def things() -> dict[str, Thing]:
         for file, title in pages.items():
             text = source(file)
             name = Path(file).name[:2] if file.startswith("notebooks/") else file
-            found[name] = Thing(title, file, minutes_of(file, text), text)
-    books = {name: thing.text for name, thing in found.items() if name.isdigit()}
-    inside = {name: re.findall(r"\{\{ exercise (\S+) \}\}", text) for name, text in books.items()}
+            inside = tuple(re.findall(r"^\{\{ exercise (\S+) \}\}", text, re.MULTILINE)) if name.isdigit() else ()
+            found[name] = Thing(title, file, minutes_of(file, text), text, own_minutes(text, inside), inside)
     for number, asked in EXERCISES.items():
         anchor = f"reference/exercises.md#e{number.replace('.', '-')}"
-        note = "".join(f" (notebook {int(name)})" for name, numbers in inside.items() if number in numbers)
-        found[number] = Thing(f"{number} · {asked.title}", anchor, asked.minutes, note=note)
+        found[number] = Thing(f"{number} · {asked.title}", anchor, asked.minutes)
     return found
 
 
@@ -163,16 +170,18 @@ def named(name: str, known: dict[str, Thing]) -> Thing:
     return known[name]
 
 
-def entry(name: str, known: dict[str, Thing], page: str) -> str:
-    """A thing as a plan shows it: a link and minutes."""
+def entry(name: str, known: dict[str, Thing], page: str, beside: list[str]) -> str:
+    """A thing as a plan shows it: a link and minutes, and the notebook of the same plan in which an exercise stands."""
     thing = named(name, known)
     link = posixpath.relpath(thing.place, posixpath.dirname(page) or ".")
-    return f"[{thing.title}]({link}) {thing.minutes or NOT_YET}{thing.note}"
+    takes = f"{thing.minutes} + {thing.own}" if thing.own else thing.minutes or NOT_YET
+    books = [f" (in {int(other)})" for other in beside if name in named(other, known).inside]
+    return f"[{thing.title}]({link}) {takes}{''.join(books)}"
 
 
 def total(names: list[str], known: dict[str, Thing]) -> int:
     """Minutes of those that have any."""
-    return sum(named(name, known).minutes or 0 for name in names)
+    return sum((thing.minutes or 0) + thing.own for thing in (named(name, known) for name in names))
 
 
 def added(names: list[str], known: dict[str, Thing]) -> str:
@@ -184,8 +193,9 @@ def added(names: list[str], known: dict[str, Thing]) -> str:
 def plan_table(plan: dict[str, list[str]], known: dict[str, Thing], page: str) -> str:
     """A row for each label, and a sum."""
     rows = ["| | minutes of each | together |", "|---|---|---|"]
+    everything = sum(plan.values(), [])
     for label, names in plan.items():
-        shown = "<br>".join(entry(name, known, page) for name in names)
+        shown = "<br>".join(entry(name, known, page, everything) for name in names)
         rows.append(f"| {label} | {shown} | {added(names, known)} |")
     if len(plan) > 1:
         rows.append(f"| **All of it** | | **{added(sum(plan.values(), []), known)}** |")
@@ -434,7 +444,7 @@ def page_of_pages() -> str:
         for file, title in pages.items():
             thing = known[file]
             told = says(thing.text) if file != "pages.md" else "What each page answers, and what proves it."
-            takes = str(thing.minutes or "")
+            takes = f"{thing.minutes} + {thing.own}" if thing.own else str(thing.minutes or "")
             if file in seconds:
                 takes += f"<br>runs {seconds[file]} s"
             shown = "<br>".join(proofs(file, thing.text if file != "pages.md" else LEAD.partition("\n")[0]))
@@ -443,7 +453,7 @@ def page_of_pages() -> str:
     return "\n".join(parts)
 
 
-# --- For programs that read ------------------------------------------------------------------------------------------
+# --- For programs that read -------------------------------------------------------------------------------------------
 
 INTRODUCED = """\
 # minimax-twin

@@ -110,7 +110,7 @@ def section(number: int, slide: Slide, formulas: Formulas) -> str:
     figures = "".join(figure(*each) for each in slide.figures)
     words = re.sub(r"^#+ .*\n?", "", slide.shown, flags=re.MULTILINE).strip()
     first = number == 1
-    kind = "first" if first else "both" if figures and words else "drawn" if figures else "told"
+    kind = "first" if first else "both" if figures and words else "alone" if figures else "told"
     heading = f"<h{1 if first else 2}>{html.escape(slide.title, quote=False)}</h{1 if first else 2}>"
     body = f'<div class="words">{rendered(words, formulas)}</div>' if words else ""
     return (
@@ -145,7 +145,7 @@ pre{background:var(--md-code-bg-color);padding:.7em 1em;border-radius:.3em;overf
 font-size:.72em;line-height:1.5}
 figure{margin:0;min-height:0;display:flex;flex-direction:column;align-items:center}
 figure svg{max-width:none!important;width:100%;max-height:68vh}
-.drawn figure svg{max-height:76vh}
+.alone figure svg{max-height:66vh}
 figcaption{font-size:.7em;color:var(--md-default-fg-color--light);margin-top:.6em}
 .tex{font-size:1.05em}div.tex{margin:.7em 0;overflow:auto hidden;text-align:center}
 div.tex .katex-display{margin:0}
@@ -165,8 +165,8 @@ th,td{padding:.3em .5em}.body{justify-content:flex-start}}
 body{-webkit-print-color-adjust:exact;print-color-adjust:exact}
 section,.shown section{position:relative;visibility:visible;font-size:21px;width:338mm;height:189mm;min-height:0;
 break-after:page;border:0;overflow:hidden;padding:2.2em 3em 2em}
-.both .body{display:grid}.shown nav{display:none}figure svg{max-height:118mm}.drawn figure svg{max-height:140mm}
-.notes figure svg{max-height:95mm}.notes .drawn figure svg{max-height:110mm}}
+.both .body{display:grid}.shown nav{display:none}figure svg{max-height:118mm}.alone figure svg{max-height:128mm}
+.notes figure svg{max-height:95mm}.notes .alone figure svg{max-height:110mm}}
 """
 
 SCRIPT = """

@@ -72,6 +72,14 @@ def test_a_stated_time_is_plausible(thing):
     assert low <= thing.minutes <= high, f"{thing.minutes} min is stated, words and code take about {estimate:.0f}"
 
 
+@pytest.mark.parametrize("book", [thing for thing in TIMED if thing.inside], ids=lambda book: book.place)
+def test_a_notebook_knows_how_long_its_exercises_take(book):
+    """It says so for those who open it alone, rounded, and never less than the registry."""
+    more = int(re.search(r"^\d+ min, (\d+) more\b", book.text, re.MULTILINE)[1])
+    listed = sum(KNOWN[number].minutes for number in book.inside)
+    assert more >= listed - SCRIPT["ROUNDED"], f"{more} more are stated, the exercises take {listed}"
+
+
 def test_lessons_fit_into_ninety_minutes():
     """What is planned in class, where times are known; and the slides of the lecture fit as well."""
     plans = SCRIPT["plans"](SCRIPT["source"]("teach/syllabi.md"))
