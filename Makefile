@@ -38,6 +38,7 @@ generated: .venv/test  ## make again what is made by scripts: notebooks, figures
 	$(BIN)/python docs/reference/make_tables.py
 	$(BIN)/python docs/reference/make_exercises.py
 	$(BIN)/python docs/proof/make_defects.py
+	$(BIN)/python docs/proof/make_samples.py
 	$(BIN)/python docs/teach/make_slides.py
 	$(BIN)/python docs/teach/make_bank.py
 	$(BIN)/python docs/make_pages.py

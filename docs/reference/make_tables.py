@@ -342,6 +342,27 @@ def calculator():
     return table("model | parameters | at work | bfloat16 | nf4 | states | keys and values | FLOPs a token", rows)
 
 
+TENSORS = {
+    "lightning_attention_chunked": ("`q` `k` `v` `slopes`", "`state` `mask` `chunk`", "`out` `new_state`"),
+    "softmax_attention": ("`q` `k` `v`", "`visible`", "`out`"),
+    "apply_rotary": ("`x` `positions` `rotary_dim`", "`base`", "`out`"),
+    "rms_norm": ("`x` `weight`", "`eps`", "`out`"),
+    "route": ("`logits`", "`top_k`", "`weights` `indices`"),
+    "swiglu": ("`x` `gate_up` `down`", "", "`out`"),
+    "output_gate": ("`y` `x` `project`", "", "`out`"),
+    "silu": ("`x`", "", "`out`"),
+}
+
+
+def bring_tensor():
+    """What a file that is brought to the page may hold."""
+    rows = []
+    for name, cells in TENSORS.items():
+        module = getattr(ops, name).__module__.rpartition(".")[2]
+        rows.append((f"[{name}][minimax_numpy.ops.{module}.{name}]", *cells))
+    return table("op | inputs | may have | answers", rows)
+
+
 def tables() -> dict[str, str]:
     """Name → Markdown."""
     makers = (
@@ -356,6 +377,7 @@ def tables() -> dict[str, str]:
         what_tolerances_let_through,
         how_far_over,
         calculator,
+        bring_tensor,
     )
     return {maker.__name__.replace("_", "-"): maker() for maker in makers}
 
