@@ -304,7 +304,7 @@ plt.show()
 # ## 7 · Five patients
 #
 # `broken(n)` is a model of four layers (lightning, lightning, softmax, lightning) with one mistake in it. Printed, it
-# is the report without the guess, 68 lines; `faults(broken(n))` is the essence. Three questions find nearly
+# is the report without the guess, some seventy lines; `faults(broken(n))` is the essence. Three questions find nearly
 # everything: **which part** is the first? In **which phase**, so what is different in that call? **Where in time**
 # does it begin?
 #
