@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # A whole layer
+# # 6 · A whole layer
 #
-# 45 min with its exercises, 10 without · after [lightning attention](../03_chunks/),
+# 10 min, 35 more for the exercises · after [lightning attention](../03_chunks/),
 # [softmax](../04_softmax/) and [experts](../05_experts/) · any laptop; NumPy and matplotlib
 #
 # **Question.** You have seen every part of a layer by itself. What joins them, and is what you then hold the

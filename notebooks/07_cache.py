@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Generate, and watch the cache
+# # 7 · Generate, and watch the cache
 #
-# 55 min with its exercises, 12 without · after [a whole layer](../06_layer/) · any laptop; NumPy, matplotlib, and
+# 12 min, 43 more for the exercises · after [a whole layer](../06_layer/) · any laptop; NumPy, matplotlib, and
 # the extra `text` for the tokenizer: `pip install 'minimax-twin[text]'`
 #
 # **Question.** A model that writes is shown one new token at a time. What must it keep of all the tokens before, so

@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # The twin
+# # 8 · The twin
 #
-# 55 min with its exercises, 12 without · after [generate, and watch the cache](../07_cache/) · any laptop; NumPy,
+# 12 min, 43 more for the exercises · after [generate, and watch the cache](../07_cache/) · any laptop; NumPy,
 # PyTorch and matplotlib
 #
 # **Question.** Here are two programs, one in NumPy and one in PyTorch, that claim to be the same model. How do you

@@ -7,9 +7,9 @@
 # ---
 
 # %% [markdown]
-# # Check somebody’s kernel
+# # 12 · Check somebody’s kernel
 #
-# 50 min with its exercises, 15 without · after [the twin](../08_twin/) · any laptop; NumPy, PyTorch and matplotlib
+# 15 min, 35 more for the exercises · after [the twin](../08_twin/) · any laptop; NumPy, PyTorch and matplotlib
 #
 # **Question.** An engineer has a kernel for lightning attention, fast and foreign: other axes, another sign, a state
 # the other way round. Does it compute what this model needs? And if not, what is it that it does instead?

@@ -34,7 +34,7 @@ PAGES = {
         "PyTorch",
         "accelerated/minimax_torch",
         ["shapes", "ops", *(f"ops.{name}" for name in OPS.split()), "cache", "layers", "model", "generate"],
-        ["quantize", "streaming", "hooks"],
+        ["kernels.lightning", "quantize", "streaming", "hooks"],
         "The twin: the same names in the same order, on tensors. An entry says only where it differs from the "
         "reference, and links to it for the rest.",
     ),
@@ -108,8 +108,8 @@ def defects():
 FINGERPRINTS = """\
 <figure class="figure" data-search-exclude>
 --8<-- "assets/figures/fingerprints.svg"
-<figcaption>Nine of them and where they show, the darker the larger, from a millionth of the answers to their size. Where the first
-coloured position stands, and in which heads, tells more than how large the error is.</figcaption>
+<figcaption>Nine of them and where they show, the darker the larger, from a millionth of the answers to their size.
+Where the first coloured position stands, and in which heads, tells more than how large the error is.</figcaption>
 </figure>"""
 
 

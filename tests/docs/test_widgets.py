@@ -6,6 +6,7 @@ Their functions run here in a JavaScript engine without a browser; drawing is lo
 import json
 import math
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ import pytest
 from close import assert_same
 from minimax_numpy import MiniMaxConfig, ops
 from minimax_numpy.config import HYBRID, LIGHTNING, SOFTMAX
-from minimax_numpy.counts import binary, count
+from minimax_numpy.counts import binary, count, quantized_bytes
 from minimax_numpy.trace import round_to
 from py_mini_racer import MiniRacer
 
 FOLDER = Path(__file__).parents[2] / "docs" / "assets" / "widgets"
-PAGE = Path(__file__).parents[2] / "docs" / "concepts" / "playground.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "concepts" / "playground.md"
+PRESETS = runpy.run_path(str(DOCS / "reference" / "make_tables.py"))["presets"]()
 
 
 def call(widget):
@@ -45,19 +48,23 @@ def qkv(T, d, e, seed):
     return rng.standard_normal((T, d)), rng.standard_normal((T, d)), rng.standard_normal((T, e))
 
 
-def test_every_widget_is_on_the_page_and_has_a_figure():
-    text = PAGE.read_text(encoding="utf-8")
-    shown = re.findall(r'data-widget="([\w-]+)".*\n--8<-- "assets/figures/([\w-]+)\.svg"', text)
-    files = {file.stem for file in FOLDER.glob("*.js")} - {"kit", "load"}
-    assert {name for name, _ in shown} == files
-    assert all(name == figure for name, figure in shown)
+def test_every_widget_is_on_a_page_and_leaves_something_where_scripts_are_off():
+    """A figure or a table of its name, or a sentence."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("**/*.md")))
+    shown = dict(re.findall(r'data-widget="([\w-]+)".*\n+(.+)\n', text))
+    files = {file.stem for file in FOLDER.glob("*.js")} - {"kit", "load", "tensor-files", "tensor-ops"}
+    assert shown.keys() == files
+    for name, instead in shown.items():
+        there = f'--8<-- "assets/figures/{name}.svg"', f"<!-- table: {name} -->"
+        assert instead in there or instead.startswith("<p>"), name
 
 
 def test_no_widget_loads_anything_from_elsewhere():
     for file in FOLDER.iterdir():
         text = file.read_text(encoding="utf-8")
         assert set(re.findall(r"https?:[^\"')\s]+", text)) <= {"http://www.w3.org/2000/svg"}, file.name
-        assert re.findall(r'^import .* from "(.*)"', text, re.MULTILINE) in ([], ["./kit.js"]), file.name
+        own = {f"./{other.name}" for other in FOLDER.glob("*.js")}
+        assert set(re.findall(r'^import .* from "(.*)"', text, re.MULTILINE)) <= own, file.name
 
 
 def test_numbers_in_words_say_the_number():
@@ -220,3 +227,52 @@ def test_the_layer_pattern_counts_like_the_reference(pattern, length):
     assert run("stateBytes", 80 - many) == counts.state_bytes
     assert run("kvBytes", many, length) == counts.kv_bytes_per_token * length
     assert run("flops", 80 - many, many, length) == counts.flops_per_token
+
+
+LENGTHS = [(1, 1), (1000, 3), (2**20, 16)]
+
+
+@pytest.mark.parametrize("length, batch", LENGTHS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_calculator_counts_like_the_reference(preset, length, batch):
+    """To the byte and to the operation, in every type."""
+    run, config = call("calculator"), PRESETS[preset]
+    sizes, counts = run("(() => PRESETS)")[preset], count(config, length)
+    found = run("parameters", sizes)
+    assert (found["total"], found["activated"]) == (counts.total, counts.activated)
+    assert run("weightBytes", sizes, "bfloat16") == counts.bytes_bf16
+    assert run("weightBytes", sizes, "float32") == 4 * counts.total
+    for kind in ("int8", "nf4", "nf4-double"):
+        assert run("weightBytes", sizes, kind) == quantized_bytes(config, kind)[0]
+    kept = run("remembered", sizes, length, batch)
+    assert kept == {
+        "states": batch * counts.state_bytes,
+        "slots": batch * counts.kv_bytes_per_token * length,
+    }
+    assert run("flops", sizes, length) == counts.flops_per_token
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_calculators_prompt_is_its_tokens(preset):
+    """With chunks of one position a prompt costs what its tokens cost, but for the scores of each with itself."""
+    run, config = call("calculator"), PRESETS[preset]
+    sizes, n = run("(() => PRESETS)")[preset], 50
+    one_by_one = sum(run("flops", sizes, position) for position in range(1, n + 1))
+    heads_of_all_but_one = 2 * config.vocab_size * config.hidden_size * (n - 1)
+    own = 4 * config.num_attention_heads * config.head_dim * config.layer_types.count(LIGHTNING) * n
+    assert run("prefill", sizes, n, 1) == one_by_one - heads_of_all_but_one + own
+
+
+def test_the_recall_beside_a_pattern_is_the_measured_one():
+    measured = json.loads((DOCS.parent / "notebooks" / "recall" / "measured.json").read_text(encoding="utf-8"))
+    run = call("layer-pattern")
+    told = run("(() => RECALL)")
+    assert list(told) == ["LLLL", "LLLS", "SSSS"]
+    for pattern, seeds in measured["accuracy"].items():
+        last = [seed[measured["pairs"].index(64)] for seed in seeds]
+        want = {"share": pattern.count("S") / 4, "mean": np.mean(last), "worst": min(last), "best": max(last)}
+        assert told[pattern] == pytest.approx(want, abs=6e-5)
+    assert [run("nearest", softmax) for softmax in (0, 9, 11, 20, 51, 80)] == [
+        *[["LLLL"]] * 2, *[["LLLS"]] * 2, *[["SSSS"]] * 2
+    ]  # fmt: skip
+    assert run("nearest", 10) == ["LLLL", "LLLS"], "the released pattern stands halfway between"

@@ -163,6 +163,27 @@ def test_a_number_that_nobody_knows_is_too_large_or_too_small(answer, told):
     assert told in str(exercise("1.1", answer))
 
 
+@pytest.mark.parametrize(
+    "number, design",
+    [("6.5", (112, 7, 2560)), ("6.5", [144, 9, 2048]), ("7.7", (15, 13_038)), ("7.7", (25, 8_232)),
+     ("7.5", (["linear_attention"] * 20 + ["full_attention"]) * 3 + ["linear_attention"] * 17)],
+)  # fmt: skip
+def test_another_design_that_meets_the_budget_is_right(number, design):
+    assert (verdict := exercise(number, design)).ok, verdict
+
+
+@pytest.mark.parametrize(
+    "number, design, told",
+    [("6.5", (128, 8), "three whole numbers"), ("6.5", (128, 8, 2304.0), "three whole numbers"),
+     ("6.5", (128, 8, 2300), "multiple of 256"), ("6.5", (96, 6, 3072), "927,048,304 sets. That is less"),
+     ("6.5", (1024, 8, 2304), "too many"), ("7.7", 20, "two whole numbers"), ("7.7", (81, 9_000), "80 layers"),
+     ("7.7", (14, 13_897), "back 194,544 tokens. That is not far enough"), ("7.7", (26, 8_192), "more than 1 GiB"),
+     ("7.7", (15, 13_039), "more than 1 GiB")],
+)  # fmt: skip
+def test_a_design_that_does_not_is_told_why(number, design, told):
+    assert told in str(exercise(number, design))
+
+
 def test_the_page_of_exercises_is_up_to_date():
     script = Path(__file__).parents[2] / "docs/reference/make_exercises.py"
     stored = script.with_name("exercises.md").read_text(encoding="utf-8")

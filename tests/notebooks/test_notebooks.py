@@ -45,8 +45,9 @@ def solved(cells):
 
 
 def said(cell):
-    """What a check cell answered."""
-    return "".join(output.get("data", {}).get("text/plain", "") for output in cell.outputs)
+    """What a cell printed or returned."""
+    outputs = cell.get("outputs", [])
+    return "".join(output.get("text", output.get("data", {}).get("text/plain", "")) for output in outputs)
 
 
 @every_notebook
@@ -75,3 +76,5 @@ def test_a_notebook_runs_from_top_to_bottom_with_its_stubs_and_with_the_solution
         assert "not yet" in said(check), f"the stub of {number} passes"
     for number, _, check in exercises_of(answered):
         assert ": right." in said(check), f"{number} with its solution: {said(check)}"
+    for cell in answered:
+        assert "the library's, until yours" not in said(cell), f"a right answer is not put to work: {said(cell)}"

@@ -79,7 +79,7 @@ if __name__ == "__main__":
 
 ASKED = """\
 Write one op in a language of your choice, in a program that uses nothing of this project. \
-`minimax-twin golden vectors --op {op}`, with its own seed, writes `vectors/inputs.safetensors`, with `0.{first}` \
+`minimax-twin golden vectors --op {op}`, with the default seed, writes `vectors/inputs.safetensors`, with `0.{first}` \
 and so on for case 0, and `vectors/golden.json`, with each case's numbers that are no arrays. The program writes \
 {answers} … into another safetensors file, in float64 or float32. Answer with that file's path."""
 
