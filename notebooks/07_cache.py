@@ -233,8 +233,8 @@ else:
 #
 # ## 7 · Break it: padding that fades
 #
-# The commonest mistake with padding: keys and values are zeroed, but the memory fades all the same. Here it is planted
-# in the model, and five tokens are read in four ways. Before you run the cell: which of the four will tell?
+# A common mistake with padding: keys and values are zeroed, but the memory fades all the same. Here it is planted
+# in the model, and five tokens are read with three pads, in three places. Before you run the cell: which will tell?
 
 # %%
 five = ids[:, :5]
@@ -263,8 +263,8 @@ for name, way in ways.items():
     print(f"{name:26} {right:8.0e} apart {wrong:8.0e} apart")
 
 # %% [markdown]
-# **Notice** the first line. On the left of an empty cache there is nothing yet to fade, so the commonest test of
-# padding, a left-padded prompt, cannot see the commonest mistake. transformers 5.23 passes the one and makes the
+# **Notice** the first line. On the left of an empty cache there is nothing yet to fade, so the usual test of
+# padding, a left-padded prompt, cannot see this mistake. transformers 5.23 passes the one and makes the
 # other: [rows 10 and 11](../../proof/defects-of-transformers/).
 #
 # ## 8 · Branch, go back
