@@ -44,7 +44,7 @@ def beside_fla(q, k, v, slopes, exact) -> None:
     unit = torch.empty_like(q)
     floor = triton.testing.do_bench(lambda: unit.copy_(q), return_mode="median") / 2  # a copy moves two units
     print(f"\n{'':10}{'forward':>10}{'and back':>10}{'error':>10}\n{'floor':10}{4 * floor:10.3f}{11 * floor:10.3f}")
-    ways: dict[str, Any] = {"segments": lambda *x: segments.lightning_attention(*x, slopes)}
+    ways: dict[str, Any] = {"segments": lambda q, k, v: segments.lightning_attention(q, k, v, slopes)}
     if importlib.util.find_spec("fla") is None:
         print("fla       is not installed: pip install fla-core")
     else:
