@@ -7,6 +7,8 @@ import json
 import math
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +24,14 @@ FOLDER = Path(__file__).parents[2] / "docs" / "assets" / "widgets"
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "concepts" / "playground.md"
 PRESETS = runpy.run_path(str(DOCS / "reference" / "make_tables.py"))["presets"]()
+LIVE = {"live-cell": {"https://cdn.jsdelivr.net/pyodide/v0.28.3/full/pyodide.mjs"}}  # fetched when a button is pressed
 
 
 def call(widget):
     """A function that calls those of a widget: numbers and lists go in and come out."""
     source = (FOLDER / f"{widget}.js").read_text(encoding="utf-8")
     source = re.sub(r"^import .*\n", "", source, flags=re.MULTILINE)  # drawing only
+    source = source.replace("import.meta.url", '""')  # where a module lies, which only a page knows
     engine = MiniRacer()
     engine.eval(re.sub(r"^export ", "", source, flags=re.MULTILINE))
 
@@ -62,7 +66,9 @@ def test_every_widget_is_on_a_page_and_leaves_something_where_scripts_are_off():
 def test_no_widget_loads_anything_from_elsewhere():
     for file in FOLDER.iterdir():
         text = file.read_text(encoding="utf-8")
-        assert set(re.findall(r"https?:[^\"')\s]+", text)) <= {"http://www.w3.org/2000/svg"}, file.name
+        assert set(re.findall(r"https?:[^\"')\s]+", text)) <= {"http://www.w3.org/2000/svg"} | LIVE.get(
+            file.stem, set()
+        ), file.name
         own = {f"./{other.name}" for other in FOLDER.glob("*.js")}
         assert set(re.findall(r'^import .* from "(.*)"', text, re.MULTILINE)) <= own, file.name
 
@@ -276,3 +282,26 @@ def test_the_recall_beside_a_pattern_is_the_measured_one():
         *[["LLLL"]] * 2, *[["LLLS"]] * 2, *[["SSSS"]] * 2
     ]  # fmt: skip
     assert run("nearest", 10) == ["LLLL", "LLLS"], "the released pattern stands halfway between"
+
+
+def test_the_live_cell_runs_the_references_ops_and_no_more(tmp_path):
+    """What it fetches, prepares and runs, here by a Python that has NumPy and neither jaxtyping nor the package."""
+    run, live = call("live-cell"), DOCS / "assets" / "live"
+    files = run("(() => FILES)")
+    assert sorted(files) == sorted(path.relative_to(live).as_posix() for path in live.glob("**/*.py"))
+    (tmp_path / "minimax_numpy" / "ops").mkdir(parents=True)
+    (tmp_path / "minimax_numpy" / "__init__.py").touch()
+    for file in files:
+        (tmp_path / "minimax_numpy" / file).write_bytes((live / file).read_bytes())
+    program = run("(() => PREPARE)") + run("(() => CODE)") + "assert 'safetensors' not in sys.modules\n"
+    program += "assert sys.modules['minimax_numpy'].__file__.startswith(os.getcwd())\n"
+    told = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.strip() == "[8. 8. 6.]" and told.stdout in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_live_cell_fetches_nothing_before_it_is_asked():
+    """The runtime is imported in one place, which only the button reaches."""
+    text = (FOLDER / "live-cell.js").read_text(encoding="utf-8")
+    assert text.count("import(") == 1 and text.count("runtime(") == 2
+    assert text.index('button("Run"') < text.index("await runtime(say)") < text.index("place.replaceChildren(code")
