@@ -73,5 +73,5 @@ export function mount(place) {
     busy = false;
   });
   place.replaceChildren(code, row(run), result, printed);
-  say("Run fetches NumPy for the browser, some ten megabytes, from cdn.jsdelivr.net; nothing is fetched before.");
+  say("Run fetches Python and NumPy for the browser from cdn.jsdelivr.net, once; nothing is fetched before.");
 }
