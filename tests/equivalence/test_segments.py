@@ -167,4 +167,4 @@ def test_the_new_state_may_be_written_over_the_old_one():
     assert after is kept
     assert_same(out, want[0]), assert_same(after, want[1])
     with pytest.raises(ValueError, match="into is"):
-        decode.lightning_step(q, k, v, slopes, state, into=state[:1])
+        decode.lightning_step(q, k, v, slopes, state, into=state.float())
