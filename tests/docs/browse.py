@@ -91,7 +91,7 @@ class Browser:
     """A headless Chromium and the pages of one site, over the DevTools protocol."""
 
     def __init__(self, program: str, site: str):
-        self.site, self.folder = site, tempfile.TemporaryDirectory()
+        self.site, self.folder = site, tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         flags = ["--headless=new", "--no-sandbox", "--hide-scrollbars", "--remote-debugging-port=0"]
         flags += ["--remote-allow-origins=*", f"--user-data-dir={self.folder.name}", "about:blank"]
         self.process = subprocess.Popen([program, *flags], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
