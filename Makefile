@@ -25,19 +25,23 @@ lint: .venv/test  ## style and types
 docs: .venv/docs  ## build the site into site/
 	$(BIN)/mkdocs build --strict --quiet
 
-browse: docs  ## read the site in Chromium: every page by day and night, wide and narrow, and every widget by keyboard
+browse: .venv/test docs  ## look at every page of the site in a browser; needs Chromium
 	$(BIN)/python tests/docs/browse.py
 
 notebooks: .venv/test  ## run every notebook from top to bottom
 	$(BIN)/python -m pytest -n 2 tests/notebooks/test_notebooks.py
 
-generated: .venv/test  ## make again what is made by scripts: notebooks, figures, lists, tables, exercises, defects
+generated: .venv/test  ## make again what is made by scripts: notebooks, figures, lists, tables, slides, questions, times
 	$(BIN)/python tests/notebooks/remake.py
 	set -e; for script in $(filter-out %/kit.py,$(wildcard docs/figures/*.py)); do $(BIN)/python $$script; done
 	$(BIN)/python docs/reference/make_api.py
 	$(BIN)/python docs/reference/make_tables.py
 	$(BIN)/python docs/reference/make_exercises.py
 	$(BIN)/python docs/proof/make_defects.py
+	$(BIN)/python docs/proof/make_samples.py
+	$(BIN)/python docs/teach/make_slides.py
+	$(BIN)/python docs/teach/make_bank.py
+	$(BIN)/python docs/make_pages.py
 
 tiny: .venv/text  ## make the small model that ships with the package again
 	$(BIN)/python -m minimax_numpy.shipped

@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # A tour of a tiny MiniMax
+# # 1 · A tour of a tiny MiniMax
 #
 # 10 min · after [the whole model on one page](../../model/) · any laptop, no GPU; the last section needs
 # PyTorch

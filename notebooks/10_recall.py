@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Recall: what one softmax layer buys
+# # 10 · Recall: what one softmax layer buys
 #
 # 10 min · after [what one softmax layer buys](../../path/recall/) · any laptop, no GPU; training needs PyTorch
 #

@@ -4,13 +4,9 @@ Their numbers come from the reference.
 """
 
 import numpy as np
-from kit import arrow, cell, sheet, text, write
+from kit import cell, sheet, text, write
 from minimax_numpy import MiniMaxConfig, ops
-from minimax_numpy.check import DEFECTS
-from minimax_numpy.check.judge import allowance
-from minimax_numpy.check.report import Row
-from minimax_numpy.check.single import Case, answers, judge_answer, nearest_mistake
-from minimax_numpy.config import LIGHTNING, SOFTMAX
+from minimax_numpy.config import LIGHTNING
 from minimax_numpy.counts import binary, count
 from minimax_numpy.trace import round_to
 
@@ -132,76 +128,9 @@ def layer_pattern():
     return sheet(360, 206, point, parts, at_most=420)
 
 
-def calculator():
-    """What stands in the calculator where scripts are off: the released model at four lengths."""
-    hybrid, softmax = MiniMaxConfig.text_01(), MiniMaxConfig(layer_types=(SOFTMAX,) * 80)
-    parts = [
-        text(0, 14, "MiniMax-Text-01", "bold"),
-        text(114, 14, "456 billion parameters, 45.9 activated a token", "soft"),
-    ]
-    for x, words in ((232, "to remember"), (440, "FLOPs of the next token")):
-        parts.append(text(x, 40, words, "soft end"))
-    for x, words in ((74, "tokens"), (152, "as it is"), (232, "all softmax"), (340, "as it is"), (440, "all softmax")):
-        parts.append(text(x, 58, words, "soft end"))
-    for i, n in enumerate((1024, 32_768, 131_072, 1_048_576)):
-        y = 82 + 22 * i
-        told = [(74, f"{n:,}", "")]
-        for x, config in ((0, hybrid), (1, softmax)):
-            counts = count(config, n)
-            kept = counts.state_bytes + counts.kv_bytes_per_token * n
-            style = "" if x else "hot bold"
-            told += [
-                ((152, 232)[x], binary(kept), style),
-                ((340, 440)[x], f"{counts.flops_per_token / 1e9:,.0f} billion", style),
-            ]
-        parts += [text(x, y, words, f"{style} end") for x, words, style in told]
-    point = (
-        "At 1,024 tokens the hybrid remembers as much as softmax in all layers and its next token costs more; "
-        "at a million it remembers 40 GiB in place of 320 and costs less than a sixth."
-    )
-    return sheet(440, 154, point, parts, at_most=440)
-
-
-def bring_tensor():
-    """The verdict on a file of a kernel that reads too early, by the judge itself."""
-    rng = np.random.default_rng(0)
-    q, k, v = (ops.silu(rng.standard_normal((1, 4, 12, n))) for n in (8, 8, 4))
-    arguments = {
-        "q": q,
-        "k": k,
-        "v": v,
-        "slopes": ops.decay_slopes(4, 3, 80),
-        "state": rng.standard_normal((1, 4, 8, 4)),
-    }
-    case, name = Case("one file", arguments), "lightning_attention_recurrent"
-    right = answers(ops.lightning_attention_recurrent, case)
-    found = answers(DEFECTS["reads_before_writing"].plant(ops)[name], case, ops.lightning_attention_recurrent)
-    rows = [Row(output, case.label, x.shape) for output, x in zip(("out", "state"), right)]
-    for row, f, e in zip(rows, found, right):
-        judge_answer(row, name, case, f, e, allowance("float64", e, e, e))
-    says, cure = nearest_mistake(name, [(case, rows, found, right)])
-    parts = [cell(1, 4, 92, 124, "none"), text(47, 24, "kernel.npz", "mid bold")]
-    inside = ("q, k, v", "slopes", "state", "out", "new_state")
-    parts += [text(14, 46 + 18 * i, words, "soft") for i, words in enumerate(inside)]
-    parts += [arrow([(101, 66), (127, 66)], "hot")]
-    columns = (140, 188, 292, 344)
-    parts += [text(x, 24, words, "soft") for x, words in zip(columns, ("answer", "shape", "error", ""))]
-    for i, row in enumerate(rows):
-        told = (row.part, " × ".join(map(str, row.shape)), f"{row.error:.2f}" if row.wrong else "none", row.verdict)
-        for x, words in zip(columns, told):
-            parts.append(text(x, 46 + 22 * i, words, "bold hot" * (row.wrong and words == row.verdict)))
-    parts += [text(140, 98, "first wrong at T = 0; looks like", "soft"), text(140, 118, says, "bold")]
-    assert rows[0].where.startswith("first wrong at T = 0") and rows[1].error < 1e-15, cure
-    point = (
-        "A file of a kernel's inputs and outputs is judged: out differs from the first token on, the state is the "
-        "same, and that looks like a state that is read before it is written."
-    )
-    return sheet(440, 134, point, parts, at_most=440)
-
-
 def figures():
     """File name → content."""
-    drawn = (decay_dial, step_machine, chunk_cutter, rounding_lens, router, layer_pattern, bring_tensor, calculator)
+    drawn = (decay_dial, step_machine, chunk_cutter, rounding_lens, router, layer_pattern)
     return {f"{draw.__name__.replace('_', '-')}.svg": draw() for draw in drawn}
 
 

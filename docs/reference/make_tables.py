@@ -5,6 +5,7 @@ makes it again and compares. The hover text of the site is the first sentence of
 """
 
 import ast
+import dataclasses
 import re
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from minimax_numpy.check import DEFECTS
 from minimax_numpy.check.judge import allowance, rms
 from minimax_numpy.check.single import MAGNITUDES, Case, answers
 from minimax_numpy.checkpoint import pieces
+from minimax_numpy.config import SOFTMAX
+from minimax_numpy.counts import binary, count, quantized_bytes
 from minimax_numpy.trace import Trace, recording, round_to
 
 DOCS = Path(__file__).parents[1]
@@ -313,6 +316,53 @@ def abbreviations() -> str:
     return "".join(f"*[{spelling}]: {hover(told[term])}\n" for spelling, term in sorted(hovering().items()))
 
 
+# --- Costs ---------------------------------------------------------------------------------------------------------
+
+
+def presets() -> dict[str, MiniMaxConfig]:
+    """The models that the calculator begins with."""
+    text_01 = MiniMaxConfig.text_01()
+    small = MiniMaxConfig.tiny(
+        hidden_size=512, num_attention_heads=8, num_key_value_heads=2, head_dim=64, num_local_experts=8,
+        intermediate_size=1024, vocab_size=32_000,
+    )  # fmt: skip
+    softmax = dataclasses.replace(text_01, layer_types=(SOFTMAX,) * 80)
+    return {"MiniMax-Text-01": text_01, "all softmax": softmax, "a laptop’s": small}
+
+
+def calculator():
+    """What the presets weigh, remember and cost at 131,072 tokens."""
+    n, rows = 131_072, []
+    for name, config in presets().items():
+        c = count(config, n)
+        few = binary(quantized_bytes(config, "nf4")[0])
+        kept = binary(c.state_bytes), binary(c.kv_bytes_per_token * n)
+        cells = f"{c.total / 1e9:.4g} billion", f"{c.activated / 1e9:.4g}", binary(c.bytes_bf16), few, *kept
+        rows.append((name, *cells, f"{c.flops_per_token / 1e9:.4g} billion"))
+    return table("model | parameters | at work | bfloat16 | nf4 | states | keys and values | FLOPs a token", rows)
+
+
+TENSORS = {
+    "lightning_attention_chunked": ("`q` `k` `v` `slopes`", "`state` `mask` `chunk`", "`out` `new_state`"),
+    "softmax_attention": ("`q` `k` `v`", "`visible`", "`out`"),
+    "apply_rotary": ("`x` `positions` `rotary_dim`", "`base`", "`out`"),
+    "rms_norm": ("`x` `weight`", "`eps`", "`out`"),
+    "route": ("`logits`", "`top_k`", "`weights` `indices`"),
+    "swiglu": ("`x` `gate_up` `down`", "", "`out`"),
+    "output_gate": ("`y` `x` `project`", "", "`out`"),
+    "silu": ("`x`", "", "`out`"),
+}
+
+
+def bring_tensor():
+    """What a file that is brought to the page may hold."""
+    rows = []
+    for name, cells in TENSORS.items():
+        module = getattr(ops, name).__module__.rpartition(".")[2]
+        rows.append((f"[{name}][minimax_numpy.ops.{module}.{name}]", *cells))
+    return table("op | inputs | may have | answers", rows)
+
+
 def tables() -> dict[str, str]:
     """Name → Markdown."""
     makers = (
@@ -326,6 +376,8 @@ def tables() -> dict[str, str]:
         shapes_of_everything,
         what_tolerances_let_through,
         how_far_over,
+        calculator,
+        bring_tensor,
     )
     return {maker.__name__.replace("_", "-"): maker() for maker in makers}
 

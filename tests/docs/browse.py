@@ -6,7 +6,8 @@ widget, by keyboard alone, its numbers compared with those of the reference.
 
     python tests/docs/browse.py                      the site in site/
     python tests/docs/browse.py --site DIR           another one
-    python tests/docs/browse.py --only concepts/     pages whose address begins so
+    python tests/docs/browse.py --pages concepts     pages whose address has that in it; home is the first
+    python tests/docs/browse.py --pictures DIR       and a picture of each page in each look
 
 It speaks the DevTools protocol over a pipe and needs Chromium and the reference, nothing else. Exit status 0 where
 nothing is wrong, 1 where something is, 2 where it cannot run. Not part of `make test`, which needs no browser.
@@ -250,9 +251,12 @@ class Tab:
     def texts(self, selector: str) -> list[str]:
         return self.run(f"[...document.querySelectorAll({json.dumps(selector)})].map((e) => e.textContent)")
 
-    def screenshot(self, file: str | os.PathLike):
-        """Save what is seen, for whoever looks into a finding."""
-        Path(file).write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+    def picture(self, file: str | os.PathLike):
+        """Save the whole page as it is seen, for whoever looks into a finding."""
+        width, height = self.run("[innerWidth, document.documentElement.scrollHeight]")
+        clip = {"x": 0, "y": 0, "width": width, "height": min(height, 12_000), "scale": 1}
+        told = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+        Path(file).write_bytes(base64.b64decode(told["data"]))
 
 
 SETTLED = """(async () => {
@@ -291,13 +295,13 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def addresses(site: Path, only: list[str]) -> list[str]:
-    """Every page of a built site."""
+    """Every page of a built site, or those whose address has one of these in it."""
     pages = [file.relative_to(site).as_posix().removesuffix("index.html") for file in sorted(site.rglob("*.html"))]
     pages = [page for page in pages if not page.startswith("assets/")]
-    return [page for page in pages if not only or any(page.startswith(start) for start in only)]
+    return [page for page in pages if not only or any(part in (page or "home") for part in only)]
 
 
-def read_pages(tab: Tab, pages: list[str]) -> Iterator[tuple[str, str, str, str]]:
+def read_pages(tab: Tab, pages: list[str], pictures: Path | None = None) -> Iterator[tuple[str, str, str, str]]:
     """(page, look, kind, what) of everything that is wrong with how pages look."""
     audit = (HERE / "browse.js").read_text(encoding="utf-8")
     for page in pages:
@@ -311,10 +315,14 @@ def read_pages(tab: Tab, pages: list[str]) -> Iterator[tuple[str, str, str, str]
             for width in WIDTHS:
                 tab.look(scheme, width)
                 look = f"{scheme} {width}"
-                if tab.run("document.body.dataset.mdColorScheme") != name:
+                if tab.run("document.body.dataset.mdColorScheme ?? ''") not in (name, ""):  # slides are always light
                     yield page, look, "scheme", "the page does not follow the system from day to night"
                 for kind, what in tab.run("audit()"):
                     yield page, look, kind, what
+                if pictures:
+                    pictures.mkdir(parents=True, exist_ok=True)
+                    name_of_page = page.strip("/").replace("/", "-") or "home"
+                    tab.picture(pictures / f"{name_of_page}-{width}-{scheme}.png")
         for kind, what in tab.complaints():
             yield page, "", kind, what
 
@@ -360,14 +368,15 @@ def table(findings: list[tuple[str, str, str, str]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--site", type=Path, default=HERE.parents[1] / "site", help="a built site")
-    parser.add_argument("--only", nargs="*", default=[], help="beginnings of addresses")
+    parser.add_argument("--pages", nargs="*", default=[], help="only pages whose address has one of these in it")
+    parser.add_argument("--pictures", type=Path, help="a folder for a picture of each page")
     parser.add_argument("--chromium", default=next(filter(shutil.which, CHROMIUM), None), help="the browser's program")
     parser.add_argument("--widgets", action="store_true", help="drive the widgets only")
     arguments = parser.parse_args()
     if not arguments.chromium or not shutil.which(arguments.chromium):
         print("There is no Chromium here: install it (chromium, google-chrome) or name it with --chromium.")
         return 2
-    pages = addresses(arguments.site, arguments.only)
+    pages = addresses(arguments.site, arguments.pages)
     if not pages:
         print(f"There is no page in {arguments.site}: build the site first, with make docs.")
         return 2
@@ -377,7 +386,7 @@ def main() -> int:
         with served(arguments.site) as site:
             tab = Tab(browser, site)
             if not arguments.widgets:
-                findings += read_pages(tab, pages)
+                findings += read_pages(tab, pages, arguments.pictures)
             findings += drive_widgets(tab, [page for page in pages if has_widgets(arguments.site, page)])
     finally:
         browser.close()

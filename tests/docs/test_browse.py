@@ -92,7 +92,8 @@ SPOILED = {
     "router": ("p[e] / sum", "p[e]"),
     "layer-pattern": ("return 4 * G * d * softmax * length", "return 2 * G * d * softmax * length"),
     "bring-tensor": ("bytes.subarray(begin, begin + size)", "bytes.subarray(begin + 1, begin + size)"),
-    "calculator": ("2 * (c.H + c.G) * c.d * c.D", "4 * c.H * c.d * c.D"),
+    "calculator": ("return 2 * weights + 4 * H * d * ((L - softmax) * d + softmax * n)", "return 2 * weights"),
+    "live-cell": ("could not be had from here", "is on its way"),
 }
 SPOILED_FILE = {"bring-tensor": "tensor-files"}
 

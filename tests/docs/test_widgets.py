@@ -6,29 +6,32 @@ Their functions run here in a JavaScript engine without a browser; drawing is lo
 import json
 import math
 import re
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from close import assert_same
-from minimax_numpy import MiniMaxConfig, MiniMaxForCausalLM, ops
-from minimax_numpy.checkpoint import Checkpoint
+from minimax_numpy import MiniMaxConfig, ops
 from minimax_numpy.config import HYBRID, LIGHTNING, SOFTMAX
 from minimax_numpy.counts import binary, count, quantized_bytes
-from minimax_numpy.forecast import pass_bytes
-from minimax_numpy.quantize import KINDS
 from minimax_numpy.trace import round_to
 from py_mini_racer import MiniRacer
 
 FOLDER = Path(__file__).parents[2] / "docs" / "assets" / "widgets"
-PAGES = Path(__file__).parents[2] / "docs"
-PARTS = {"kit", "load", "tensor-files", "tensor-ops"}  # of which widgets are made
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "concepts" / "playground.md"
+PRESETS = runpy.run_path(str(DOCS / "reference" / "make_tables.py"))["presets"]()
+LIVE = {"live-cell": {"https://cdn.jsdelivr.net/pyodide/v0.28.3/full/pyodide.mjs"}}  # fetched when a button is pressed
 
 
 def call(widget):
     """A function that calls those of a widget: numbers and lists go in and come out."""
     source = (FOLDER / f"{widget}.js").read_text(encoding="utf-8")
-    source = re.sub(r"^import .*\n", "", source, flags=re.MULTILINE)  # drawing only
+    source = re.sub(r'^import .* from ".*";\n', "", source, flags=re.MULTILINE)  # drawing only
+    source = source.replace("import.meta.url", '""')  # where a module lies, which only a page knows
     engine = MiniRacer()
     engine.eval(re.sub(r"^export ", "", source, flags=re.MULTILINE))
 
@@ -49,20 +52,25 @@ def qkv(T, d, e, seed):
     return rng.standard_normal((T, d)), rng.standard_normal((T, d)), rng.standard_normal((T, e))
 
 
-def test_every_widget_is_on_a_page_and_has_a_figure():
-    text = "".join(page.read_text(encoding="utf-8") for page in PAGES.glob("**/*.md"))
-    shown = re.findall(r'data-widget="([\w-]+)".*\n--8<-- "assets/figures/([\w-]+)\.svg"', text)
-    files = {file.stem for file in FOLDER.glob("*.js")} - PARTS
-    assert {name for name, _ in shown} == files
-    assert all(name == figure for name, figure in shown)
+def test_every_widget_is_on_a_page_and_leaves_something_where_scripts_are_off():
+    """A figure or a table of its name, or a sentence."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("**/*.md")))
+    shown = dict(re.findall(r'data-widget="([\w-]+)".*\n+(.+)\n', text))
+    files = {file.stem for file in FOLDER.glob("*.js")} - {"kit", "load", "tensor-files", "tensor-ops"}
+    assert shown.keys() == files
+    for name, instead in shown.items():
+        there = f'--8<-- "assets/figures/{name}.svg"', f"<!-- table: {name} -->"
+        assert instead in there or instead.startswith("<p>"), name
 
 
 def test_no_widget_loads_anything_from_elsewhere():
     for file in FOLDER.iterdir():
         text = file.read_text(encoding="utf-8")
-        assert set(re.findall(r"https?:[^\"')\s]+", text)) <= {"http://www.w3.org/2000/svg"}, file.name
-        for other in re.findall(r'^import .* from "(.*)"', text, re.MULTILINE):
-            assert other.removeprefix("./").removesuffix(".js") in PARTS and other.startswith("./"), file.name
+        assert set(re.findall(r"https?:[^\"')\s]+", text)) <= {"http://www.w3.org/2000/svg"} | LIVE.get(
+            file.stem, set()
+        ), file.name
+        own = {f"./{other.name}" for other in FOLDER.glob("*.js")}
+        assert set(re.findall(r'^import .* from "(.*)"', text, re.MULTILINE)) <= own, file.name
 
 
 def test_numbers_in_words_say_the_number():
@@ -227,85 +235,75 @@ def test_the_layer_pattern_counts_like_the_reference(pattern, length):
     assert run("flops", 80 - many, many, length) == counts.flops_per_token
 
 
-def test_the_layer_pattern_shows_what_was_measured():
-    """Of 64 pairs, to a tenth of a percent; and every pattern is of one of the three kinds."""
+LENGTHS = [(1, 1), (1000, 3), (2**20, 16)]
+
+
+@pytest.mark.parametrize("length, batch", LENGTHS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_calculator_counts_like_the_reference(preset, length, batch):
+    """To the byte and to the operation, in every type."""
+    run, config = call("calculator"), PRESETS[preset]
+    sizes, counts = run("(() => PRESETS)")[preset], count(config, length)
+    found = run("parameters", sizes)
+    assert (found["total"], found["activated"]) == (counts.total, counts.activated)
+    assert run("weightBytes", sizes, "bfloat16") == counts.bytes_bf16
+    assert run("weightBytes", sizes, "float32") == 4 * counts.total
+    for kind in ("int8", "nf4", "nf4-double"):
+        assert run("weightBytes", sizes, kind) == quantized_bytes(config, kind)[0]
+    kept = run("remembered", sizes, length, batch)
+    assert kept == {
+        "states": batch * counts.state_bytes,
+        "slots": batch * counts.kv_bytes_per_token * length,
+    }
+    assert run("flops", sizes, length) == counts.flops_per_token
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_calculators_prompt_is_its_tokens(preset):
+    """With chunks of one position a prompt costs what its tokens cost, but for the scores of each with itself."""
+    run, config = call("calculator"), PRESETS[preset]
+    sizes, n = run("(() => PRESETS)")[preset], 50
+    one_by_one = sum(run("flops", sizes, position) for position in range(1, n + 1))
+    heads_of_all_but_one = 2 * config.vocab_size * config.hidden_size * (n - 1)
+    own = 4 * config.num_attention_heads * config.head_dim * config.layer_types.count(LIGHTNING) * n
+    assert run("prefill", sizes, n, 1) == one_by_one - heads_of_all_but_one + own
+
+
+def test_the_recall_beside_a_pattern_is_the_measured_one():
+    measured = json.loads((DOCS.parent / "notebooks" / "recall" / "measured.json").read_text(encoding="utf-8"))
     run = call("layer-pattern")
-    measured = json.loads((PAGES.parent / "notebooks" / "recall" / "measured.json").read_text())
-    place = measured["pairs"].index(64)
-    for name, shown in run("(() => MEASURED)").items():
-        seeds = [100 * accuracy[place] for accuracy in measured["accuracy"][name]]
-        np.testing.assert_allclose(shown, [min(seeds), np.mean(seeds), max(seeds)], atol=0.051)
-    assert [run("ofItsKind", 80 - n, n) for n in (0, 1, 10, 79, 80)] == ["LLLL", "LLLS", "LLLS", "LLLS", "SSSS"]
+    told = run("(() => RECALL)")
+    assert list(told) == ["LLLL", "LLLS", "SSSS"]
+    for pattern, seeds in measured["accuracy"].items():
+        last = [seed[measured["pairs"].index(64)] for seed in seeds]
+        want = {"share": pattern.count("S") / 4, "mean": np.mean(last), "worst": min(last), "best": max(last)}
+        assert told[pattern] == pytest.approx(want, abs=6e-5)
+    assert [run("nearest", softmax) for softmax in (0, 9, 11, 20, 51, 80)] == [
+        *[["LLLL"]] * 2, *[["LLLS"]] * 2, *[["SSSS"]] * 2
+    ]  # fmt: skip
+    assert run("nearest", 10) == ["LLLL", "LLLS"], "the released pattern stands halfway between"
 
 
-def calculated(config):
-    """A configuration as the calculator has it."""
-    kinds = config.layer_types
-    sizes = {"L": len(kinds), "every": kinds.index(SOFTMAX) + 1 if SOFTMAX in kinds else 0}
-    sizes |= {"D": config.hidden_size, "H": config.num_attention_heads, "G": config.num_key_value_heads}
-    sizes |= {"d": config.head_dim, "E": config.num_local_experts, "K": config.num_experts_per_tok}
-    return sizes | {"F": config.intermediate_size, "V": config.vocab_size}
+def test_the_live_cell_runs_the_references_ops_and_no_more(tmp_path):
+    """What it fetches, prepares and runs, here by a Python that has NumPy and neither jaxtyping nor the package."""
+    run, live = call("live-cell"), DOCS / "assets" / "live"
+    files = run("(() => FILES)")
+    assert sorted(files) == sorted(
+        path.relative_to(live).as_posix() for path in (*live.glob("*.py"), *live.glob("ops/*.py"))
+    )
+    (tmp_path / "minimax_numpy" / "ops").mkdir(parents=True)
+    (tmp_path / "minimax_numpy" / "__init__.py").touch()
+    for file in files:
+        (tmp_path / "minimax_numpy" / file).write_bytes((live / file).read_bytes())
+    program = run("(() => PREPARE)") + run("(() => CODE)") + "assert 'safetensors' not in sys.modules\n"
+    program += "assert sys.modules['minimax_numpy'].__file__.startswith(os.getcwd())\n"
+    told = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.strip() == "[8. 8. 6.]" and told.stdout in PAGE.read_text(encoding="utf-8")
 
 
-CALCULATED = {
-    "MiniMax-Text-01": MiniMaxConfig.text_01(),
-    "tiny": MiniMaxConfig.tiny(),
-    "all softmax": MiniMaxConfig(layer_types=(SOFTMAX,) * 80),
-    "all lightning": MiniMaxConfig.tiny(layer_types=(LIGHTNING,) * 5),
-    "one in three, odd sizes": MiniMaxConfig.tiny(
-        layer_types=(LIGHTNING, LIGHTNING, SOFTMAX, LIGHTNING), hidden_size=33, num_attention_heads=6,
-        num_key_value_heads=3, head_dim=10, rotary_dim=4, num_local_experts=5, intermediate_size=37, vocab_size=101,
-    ),
-}  # fmt: skip
-every_model = pytest.mark.parametrize("config", CALCULATED.values(), ids=CALCULATED)
-
-
-@every_model
-def test_the_calculator_counts_like_the_reference(config):
-    """To the parameter, to the byte and to the operation."""
-    run, c = call("calculator"), calculated(config)
-    told = run("parameters", c)
-    for length in (1, 1000, 2**20):
-        counts = count(config, length)
-        assert run("decodeFlops", c, length) == counts.flops_per_token
-        assert run("kvBytes", c, length, 3) == 3 * counts.kv_bytes_per_token * length
-    assert (told["total"], told["activated"]) == (counts.total, counts.activated)
-    assert (told["embedding"], told["expert"], told["router"]) == (counts.embedding, counts.expert, counts.router)
-    assert LIGHTNING not in config.layer_types or told["lightningLayer"] == counts.lightning_layer
-    assert SOFTMAX not in config.layer_types or told["softmaxLayer"] == counts.softmax_layer
-    assert run("stateBytes", c, 3) == 3 * counts.state_bytes
-    assert run("weightBytes", c, "bfloat16") == counts.bytes_bf16
-    assert run("weightBytes", c, "float32") == 4 * counts.total
-    for kind in KINDS:
-        assert run("weightBytes", c, kind) == quantized_bytes(config, kind)[0]
-
-
-@every_model
-def test_a_prompt_costs_the_sum_of_its_tokens(config):
-    run, c = call("calculator"), calculated(config)
-    for n in (1, 2, 7, 30):
-        total = sum(count(config, t).flops_per_token for t in range(1, n + 1))
-        assert n * run("prefillFlops", c, n) == pytest.approx(total, rel=1e-14)
-
-
-@pytest.mark.parametrize("rows", [1, 2, 5, 300])
-def test_the_calculator_reads_what_a_streamed_step_reads(tmp_path, rows):
-    """The forecast of a checkpoint in float32, to the byte."""
-    config = CALCULATED["one in three, odd sizes"]
-    MiniMaxForCausalLM(config, 0, np.float32).save_pretrained(tmp_path)
-    told = call("calculator")("readBytes", calculated(config), "float32", rows)
-    assert told == pass_bytes(Checkpoint(tmp_path), config, rows)
-
-
-def test_the_calculators_presets_are_the_models():
-    presets = call("calculator")("(() => PRESETS)")
-    assert presets["MiniMax-Text-01"] == calculated(CALCULATED["MiniMax-Text-01"])
-    assert presets["The tiny model"] == calculated(CALCULATED["tiny"])
-
-
-def test_the_calculator_says_which_sizes_are_impossible():
-    run, c = call("calculator"), calculated(MiniMaxConfig.tiny())
-    assert run("impossible", c) is None
-    for change, part in (({"G": 3}, "cannot share"), ({"K": 7}, "7 of 6 experts"), ({"L": 0}, "whole number"),
-                         ({"D": None}, "whole number"), ({"every": -1}, "0 is none")):  # fmt: skip
-        assert part in run("impossible", {**c, **change})
+def test_the_live_cell_fetches_nothing_before_it_is_asked():
+    """The runtime is imported in one place, which only the button reaches."""
+    text = (FOLDER / "live-cell.js").read_text(encoding="utf-8")
+    assert text.count("import(") == 1 and text.count("runtime(") == 2
+    assert text.index('button("Run"') < text.index("await runtime(say)") < text.index("place.replaceChildren(code")

@@ -25,14 +25,16 @@ def cells_of(number):
     """The cells of an exercise: statement, stub, check."""
     it = EXERCISES[number]
     name = it.task.function if it.task else "answer"
-    asked = it.statement if it.task is None else f"Write `{name}`, as its docstring says."
+    signature = exercise.stub(number).partition("\n")[0].removeprefix("def ").removesuffix(":")
     folded = [("A hint", it.hints[0]), ("Another hint", it.hints[1])]
     folded.append(("Solution", f"```python\n{it.solution.strip()}\n```\n\n{it.reason}"))
     parts = [
         f"### Exercise {number} · {it.title}",
         f"{'●' * it.difficulty + '○' * (3 - it.difficulty)} {it.kind}, {it.minutes} min",
+        *([f"Write `{signature}`."] if it.task else []),
+        it.statement,  # of a function, its docstring
+        *(f"<details><summary>{name}</summary>\n\n{text}\n\n</details>" for name, text in folded),
     ]
-    parts += [asked, *(f"<details><summary>{name}</summary>\n\n{text}\n\n</details>" for name, text in folded)]
     return [
         nbformat.v4.new_markdown_cell("\n\n".join(parts)),
         nbformat.v4.new_code_cell(exercise.stub(number).strip()),

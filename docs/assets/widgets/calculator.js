@@ -1,150 +1,127 @@
-// Calculator: parameters, bytes and FLOPs of a model of this build, against the same model with softmax in every layer.
-import { bytes, el, number, row, slider, strong, voice } from "./kit.js";
+// Memory and cost calculator: choose a model, a length and a type; see what it weighs, remembers and costs.
+import { button, bytes, el, number, row, strong, voice } from "./kit.js";
 
-/** A softmax layer in `every` layers, the last of each block; 0 for none. */
+/** The sizes that can be chosen. `every` is how many layers one softmax layer closes; 0 is none, 1 is all. */
 export const PRESETS = {
   "MiniMax-Text-01": { L: 80, every: 8, D: 6144, H: 64, G: 8, d: 128, E: 32, K: 2, F: 9216, V: 200064 },
-  "The tiny model": { L: 8, every: 8, D: 32, H: 4, G: 2, d: 16, E: 6, K: 2, F: 40, V: 256 },
-};
-/** Bytes of a matrix of n weights in rows of so many columns. */
-export const TYPES = {
-  bfloat16: (n) => 2 * n,
-  float32: (n) => 4 * n,
-  int8: (n, columns) => n + 4 * (n / columns),
-  nf4: (n) => Math.ceil(n / 2) + 4 * Math.ceil(n / 64),
-  "nf4-double": (n) => Math.ceil(n / 2) + Math.ceil(n / 64) + 4 * Math.ceil(Math.ceil(n / 64) / 256) + 4,
+  "all softmax": { L: 80, every: 1, D: 6144, H: 64, G: 8, d: 128, E: 32, K: 2, F: 9216, V: 200064 },
+  "a laptop’s": { L: 8, every: 8, D: 512, H: 8, G: 2, d: 64, E: 8, K: 2, F: 1024, V: 32000 },
 };
 
-/** How many layers are lightning and how many softmax. */
-export function layersOf({ L, every }) {
-  const softmax = every ? Math.floor(L / every) : 0;
-  return { lightning: L - softmax, softmax };
+/** How many of the layers are softmax layers. */
+export function softmaxLayers({ L, every }) {
+  return every ? Math.floor(L / every) : 0;
 }
 
-/** Parameters: of each part and of the whole; what a token meets, without embedding and head. */
-export function parameters(c) {
-  const { lightning, softmax } = layersOf(c);
-  const embedding = c.V * c.D, expert = 3 * c.F * c.D, router = c.E * c.D;
-  const lightningLayer = 5 * c.H * c.d * c.D + c.H * c.d, softmaxLayer = 2 * (c.H + c.G) * c.d * c.D;
-  const attention = lightning * lightningLayer + softmax * softmaxLayer, norms = (2 * c.L + 1) * c.D;
-  const total = 2 * embedding + attention + c.L * (router + c.E * expert) + norms;
-  const activated = attention + c.L * (router + c.K * expert) + norms;
-  return { total, activated, embedding, expert, router, lightningLayer, softmaxLayer, norms };
+/** Parameters of each kind of part, and of all. */
+export function parameters(size) {
+  const { L, D, H, G, d, E, K, F, V } = size, softmax = softmaxLayers(size);
+  const lightning = (L - softmax) * (5 * H * d * D + H * d);
+  const lookup = softmax * (2 * H + 2 * G) * d * D;
+  const experts = L * E * 3 * F * D, routers = L * E * D, norms = (2 * L + 1) * D;
+  const activated = lightning + lookup + L * K * 3 * F * D + routers + norms;
+  return { lightning, lookup, experts, routers, norms, words: V * D, activated, total: lightning + lookup + experts + routers + norms + 2 * V * D };
 }
 
-/** The matrices of attention and of an expert as they are stored, [rows, columns]: each is quantised by itself. */
-const STORED = {
-  lightning: ({ D, H, d }) => [[3 * H * d, D], [H * d, D], [D, H * d]],
-  softmax: ({ D, H, G, d }) => [[H * d, D], [G * d, D], [G * d, D], [D, H * d]],
-  expert: ({ D, F }) => [[2 * F, D], [D, F]],
-};
-const stored = (c, part, type) => STORED[part](c).reduce((sum, [rows, columns]) => sum + TYPES[type](rows * columns, columns), 0);
-
-/** Bytes of the weights. Attention and experts are quantised; embedding, head and norms are bfloat16 then, routers float32 always. */
-export function weightBytes(c, type) {
-  const { lightning, softmax } = layersOf(c), p = parameters(c), plain = type === "float32" ? 4 : 2;
-  const matrices = lightning * stored(c, "lightning", type) + softmax * stored(c, "softmax", type) + c.L * c.E * stored(c, "expert", type);
-  return matrices + plain * (2 * p.embedding + p.norms + lightning * c.H * c.d) + 4 * c.L * p.router;
+/** Bytes of one matrix of m × n in a kind of few bits, scales included. */
+function few(m, n, kind) {
+  const blocks = Math.ceil((m * n) / 64);
+  if (kind === "int8") return m * n + 4 * m;
+  const codes = Math.ceil((m * n) / 2);
+  return kind === "nf4" ? codes + 4 * blocks : codes + blocks + 4 * Math.ceil(blocks / 256) + 4;
 }
 
-/** Bytes of the states of B sequences, float32: 4 H d² a lightning layer, at any length. */
-export function stateBytes(c, B = 1) {
-  return 4 * c.H * c.d ** 2 * layersOf(c).lightning * B;
+/** Bytes of the weights. Routers are float32; in few bits are attention and experts, the rest is bfloat16. */
+export function weightBytes(size, kind) {
+  const { L, D, H, G, d, E, F } = size, softmax = softmaxLayers(size), { total, routers } = parameters(size);
+  if (kind === "float32") return 4 * total;
+  if (kind === "bfloat16") return 2 * total + 2 * routers;
+  const lightning = few(3 * H * d, D, kind) + few(H * d, D, kind) + few(D, H * d, kind);
+  const lookup = few(H * d, D, kind) + 2 * few(G * d, D, kind) + few(D, H * d, kind);
+  const experts = L * E * (few(2 * F, D, kind) + few(D, F, kind));
+  const inBits = (L - softmax) * 5 * H * d * D + softmax * (2 * H + 2 * G) * d * D + L * E * 3 * F * D;
+  return (L - softmax) * lightning + softmax * lookup + experts + 2 * (total - inBits) + 2 * routers;
 }
 
-/** Bytes of keys and values of B sequences of n tokens, bfloat16: 4 G d a token and softmax layer. */
-export function kvBytes(c, n, B = 1) {
-  return 4 * c.G * c.d * layersOf(c).softmax * n * B;
+/** Bytes remembered of `batch` sequences of `length`: states in float32, keys and values in bfloat16. */
+export function remembered(size, length, batch) {
+  const { L, H, G, d } = size, softmax = softmaxLayers(size);
+  return { states: batch * 4 * H * d * d * (L - softmax), slots: batch * 4 * G * d * softmax * length };
 }
 
-/** Weights that a token is multiplied by, head included; gains are not. */
-export function multiplied(c) {
-  const p = parameters(c);
-  return p.activated - p.norms - layersOf(c).lightning * c.H * c.d + p.embedding;
+/** FLOPs of one token at position n: 2 for each weight it is multiplied by, 4 H d² or 4 H d n for a core. */
+export function flops(size, n) {
+  const { L, D, H, G, d, E, K, F, V } = size, softmax = softmaxLayers(size);
+  const weights = (L - softmax) * 5 * H * d * D + softmax * (2 * H + 2 * G) * d * D + L * (K * 3 * F * D + E * D) + V * D;
+  return 2 * weights + 4 * H * d * ((L - softmax) * d + softmax * n);
 }
 
-/** FLOPs of the token at position n: 2 a weight, then the cores, 4 H d² or 4 H d n a layer. */
-export function decodeFlops(c, n) {
-  const { lightning, softmax } = layersOf(c);
-  return 2 * multiplied(c) + 4 * c.H * c.d * (lightning * c.d + softmax * n);
+/** FLOPs of reading a prompt of n tokens in one go, the head for its last token only, chunks of C positions. */
+export function prefill(size, n, C = 256) {
+  const { L, H, d, V, D } = size, softmax = softmaxLayers(size);
+  const weights = (flops(size, 0) - 4 * H * d * d * (L - softmax) - 2 * V * D) * n + 2 * V * D;
+  const inside = Math.min(C, n);
+  return weights + n * (L - softmax) * (4 * H * d * d + 2 * H * d * (inside + 1)) + softmax * 2 * H * d * n * (n + 1);
 }
 
-/** Their mean over positions 1 … n: what a token of a prompt of n costs. */
-export function prefillFlops(c, n) {
-  return decodeFlops(c, (n + 1) / 2);
+/** Bytes of weights and memory that one step of decoding reads, at most K experts a row. */
+export function readPerStep(size, length, batch) {
+  const { L, D, E, K, F, V } = size, { activated } = parameters(size), { states, slots } = remembered(size, length, batch);
+  const experts = Math.min(E, K * batch) - K;
+  return 2 * (activated + V * D + L * experts * 3 * F * D) + 2 * states + slots; // a state is read and written
 }
 
-/** Bytes of weights that one step reads, at most, with a token from each of B sequences. */
-export function readBytes(c, type, B = 1) {
-  const plain = type === "float32" ? 4 : 2, experts = c.L * c.E * stored(c, "expert", type);
-  return weightBytes(c, type) - experts + (experts / c.E) * Math.min(c.E, B * c.K) - plain * (c.V - Math.min(c.V, B)) * c.D;
-}
-
-/** What is wrong with the sizes, in a sentence, or null. */
-export function impossible({ L, D, H, G, d, E, K, F, V, every }) {
-  if ([L, D, H, G, d, E, K, F, V].some((x) => !Number.isInteger(x) || x < 1)) return "Every size is a whole number, 1 or more.";
-  if (!Number.isInteger(every) || every < 0) return "One softmax layer in 8 is written 8; 0 is none.";
-  if (H % G) return `${H} query heads cannot share ${G} key heads: H is a multiple of G.`;
-  if (K > E) return `A token cannot be sent to ${K} of ${E} experts.`;
-  return null;
-}
-
-const FIELDS = {
-  L: "Layers L", every: "A softmax layer in", D: "Hidden size D", H: "Heads H", G: "Key heads G", d: "Head width d",
-  E: "Experts E", K: "Experts a token K", F: "Expert width F", V: "Vocabulary V",
-};
-const ROWS = [
-  ["parameters", (c) => number(parameters(c).total, 15)],
-  ["activated a token", (c) => number(parameters(c).activated, 15)],
-  ["weights", (c, o) => bytes(weightBytes(c, o.type))],
-  ["states", (c, o) => bytes(stateBytes(c, o.B))],
-  ["keys and values", (c, o) => bytes(kvBytes(c, o.n, o.B))],
-  ["weights read a step, at most", (c, o) => bytes(readBytes(c, o.type, o.B))],
-  ["FLOPs of token n", (c, o) => flops(decodeFlops(c, o.n))],
-  ["FLOPs a token, prompt of n", (c, o) => flops(prefillFlops(c, o.n))],
-];
-const flops = (x) => (x < 1e9 ? `${number(x / 1e6, 4)} million` : x < 1e12 ? `${number(x / 1e9, 4)} billion` : `${number(x / 1e12, 4)} trillion`);
+const FIELDS = { L: "layers", every: "one softmax layer in", D: "channels D", H: "heads H", G: "key heads G", d: "channels of a head d", E: "experts E", K: "experts a token K", F: "channels of an expert F", V: "vocabulary V" };
+const KINDS = ["bfloat16", "float32", "int8", "nf4", "nf4-double"];
 
 export function mount(place) {
-  let c = { ...PRESETS["MiniMax-Text-01"] };
-  const o = { n: 2 ** 20, B: 1, type: "bfloat16" };
-  const result = voice(), lines = ROWS.map(() => [el("td"), el("td")]);
-  const fields = Object.fromEntries(Object.entries(FIELDS).map(([key, label]) => {
-    const input = el("input", { type: "number", min: key === "every" ? 0 : 1, step: 1, oninput: () => { c[key] = input.valueAsNumber; draw(); } });
-    return [key, { input, node: el("label", { class: "field" }, el("span", {}, label), input) }];
-  }));
-  const types = el("select", { onchange: () => { o.type = types.value; draw(); } }, ...Object.keys(TYPES).map((type) => el("option", {}, type)));
+  let size = { ...PRESETS["MiniMax-Text-01"] }, length = 131072, batch = 1, kind = "bfloat16";
+  const result = voice(), rows = {};
+  const inputs = {};
+  const field = (label, value, least, change) => {
+    const input = el("input", { type: "number", min: least, step: 1, value, inputmode: "numeric" });
+    input.addEventListener("input", () => {
+      const x = Math.floor(+input.value);
+      input.setAttribute("aria-invalid", !(x >= least && x < 1e9));
+      if (x >= least && x < 1e9) { change(x); draw(); }
+    });
+    return [input, el("label", { class: "field" }, el("span", {}, label), input)];
+  };
+  const fields = Object.entries(FIELDS).map(([name, label]) => {
+    const [input, node] = field(label, size[name], name === "every" ? 0 : 1, (x) => { size[name] = x; });
+    inputs[name] = input;
+    return node;
+  });
+  const asked = [
+    field("tokens n", length, 1, (x) => { length = x; })[1],
+    field("sequences B", batch, 1, (x) => { batch = x; })[1],
+  ];
+  const types = el("select", {}, ...KINDS.map((name) => el("option", { value: name }, name)));
+  types.addEventListener("input", () => { kind = types.value; draw(); });
+  const NAMES = ["parameters", "… at work on a token", "weights", "lightning states", "keys and values", "… if all were softmax", "FLOPs of a token at n", "FLOPs of a prompt of n", "read for a step of decoding"];
+  const body = el("tbody", {}, ...NAMES.map((name) => el("tr", {}, el("th", { scope: "row" }, name), rows[name] = el("td"))));
 
   function draw() {
-    const wrong = impossible(c);
-    if (wrong) {
-      lines.flat().forEach((cell) => { cell.textContent = "–"; });
-      result.say(wrong);
-      return;
-    }
-    const all = { ...c, every: 1 }, { lightning, softmax } = layersOf(c);
-    ROWS.forEach(([, tell], i) => [c, all].forEach((model, j) => { lines[i][j].textContent = tell(model, o); }));
-    const kept = (model) => stateBytes(model, o.B) + kvBytes(model, o.n, o.B);
-    result.say(strong(`${lightning} lightning, ${softmax} softmax`), ` at ${number(o.n, 7)} tokens: ${bytes(kept(c))} to remember, `,
-      `with softmax in all layers ${bytes(kept(all))}; the next token costs ${flops(decodeFlops(c, o.n))} FLOPs against ${flops(decodeFlops(all, o.n))}.`);
-  }
-  function fill(preset) {
-    c = { ...preset };
-    for (const [key, { input }] of Object.entries(fields)) input.value = c[key];
-    draw();
+    const counted = parameters(size), kept = remembered(size, length, batch);
+    const others = remembered({ ...size, every: 1 }, length, batch);
+    const shown = [
+      number(counted.total / 1e9, 5) + " billion", number(counted.activated / 1e9, 4) + " billion", bytes(weightBytes(size, kind)),
+      bytes(kept.states), bytes(kept.slots), bytes(others.slots),
+      number(flops(size, length) / 1e9, 4) + " billion", number(prefill(size, length) / 1e12, 4) + " trillion", bytes(readPerStep(size, length, batch)),
+    ];
+    NAMES.forEach((name, i) => { rows[name].textContent = shown[i]; });
+    result.say(strong(bytes(weightBytes(size, kind) + kept.states + kept.slots)), ` to hold weights in ${kind} and ${number(batch, 6)} ${batch === 1 ? "sequence" : "sequences"} of ${number(length, 9)} tokens.`);
   }
 
   place.replaceChildren(
-    row(...Object.entries(PRESETS).map(([name, preset]) => el("button", { type: "button", onclick: () => fill(preset) }, name)),
-      el("label", { class: "choice" }, "Weights in ", types)),
-    el("div", { class: "fields" }, ...Object.values(fields).map(({ node }) => node)),
-    row(slider("Tokens n", { min: 0, max: 22, value: 20, say: (x) => number(2 ** x, 7) }, (x) => { o.n = 2 ** x; draw(); }),
-      slider("Sequences B", { min: 0, max: 10, value: 0, say: (x) => number(2 ** x, 7) }, (x) => { o.B = 2 ** x; draw(); })),
-    el("table", { class: "figures" },
-      el("caption", {}, "What it takes"),
-      el("thead", {}, el("tr", {}, el("th"), ...["this model", "all softmax"].map((name) => el("th", { scope: "col" }, name)))),
-      el("tbody", {}, ...ROWS.map(([name], i) => el("tr", {}, el("th", { scope: "row" }, name), ...lines[i])))),
-    result,
+    row(...Object.entries(PRESETS).map(([name, preset]) => button(name, () => {
+      size = { ...preset };
+      for (const [key, input] of Object.entries(inputs)) input.value = size[key];
+      draw();
+    }))),
+    el("div", { class: "fields", role: "group", "aria-label": "The model" }, ...fields),
+    el("div", { class: "fields", role: "group", "aria-label": "What is asked of it" }, ...asked, el("label", { class: "field" }, el("span", {}, "type of weights"), types)),
+    el("table", { class: "figures" }, el("caption", {}, "What it takes"), body), result,
   );
-  fill(c);
+  draw();
 }

@@ -541,9 +541,16 @@ function counted(inputs, data, shape, name) {
   return data.map((x, i) => (inputs.mask.data[Math.floor(i / (H * T * e)) * T + (Math.floor(i / e) % T)] ? x : 0));
 }
 
+/** Keys and values at padding, by selection: 0 · NaN is NaN. */
+function selected(inputs) {
+  if (!inputs.mask) return inputs;
+  const of = (x) => tensor(x.shape, counted(inputs, x.data, x.shape, "out"));
+  return { ...inputs, k: of(inputs.k), v: of(inputs.v) };
+}
+
 /** Judge one case: a row for each answer, and what is needed to name a mistake. */
-export function judgeCase({ label, op, inputs, numbers, answers }) {
-  const known = OPS[op], exact = known.truth(inputs, numbers), rows = [], outcomes = [];
+export function judgeCase({ label, op, inputs: given, numbers, answers }) {
+  const known = OPS[op], inputs = selected(given), exact = known.truth(inputs, numbers), rows = [], outcomes = [];
   const narrow = Object.values(answers).map((x) => x.type).filter((type) => UNIT[type]).sort((a, b) => UNIT[b] - UNIT[a])[0];
   let plain, size;
   known.answers.forEach((name, n) => {
@@ -582,8 +589,8 @@ export function judgeCase({ label, op, inputs, numbers, answers }) {
     outcomes.push({ n, row, found: f, exact: e, shape: truth.shape });
   });
   const { layer_idx: l, num_layers: L } = numbers;
-  if (inputs.slopes && l !== undefined && L !== undefined) rows.push(judgeSlopes(inputs.slopes, l, L, label));
-  return { rows, outcomes, inputs, numbers };
+  if (given.slopes && l !== undefined && L !== undefined) rows.push(judgeSlopes(given.slopes, l, L, label));
+  return { rows, outcomes, inputs: given, numbers }; // as given: what is at padding is what a mistake may write
 }
 
 /** Slopes by their formula, where the file says of which layer they are. */
@@ -629,6 +636,6 @@ export function nearestMistake(op, judged) {
 /** Judge everything: { op, ok, rows, looksLike, unknown }. */
 export function judgeAll(cases) {
   const judged = cases.map(judgeCase), rows = judged.flatMap((one) => one.rows), wrong = rows.find((row) => row.verdict === "different");
-  const named = wrong && nearestMistake(cases[0].op, judged);
+  const named = wrong ? nearestMistake(cases[0].op, judged) : null;
   return { op: cases[0].op, ok: !wrong && rows.some((row) => row.verdict === "same"), rows, first: wrong ?? null, looksLike: named, unknown: [...new Set(cases.flatMap((one) => one.unknown))] };
 }

@@ -1,0 +1,102 @@
+r"""One token more: $S \leftarrow e^{-s} S + k v^\top$, $o = S^\top q$, in one reading and one writing of the state.
+
+At decode a layer's time is that of its state: 2 · B · H · d · e numbers in float32 pass through memory, whatever came
+before. So the state stays float32, nothing else is kept, and the new state may be written over the old one: a program
+reads E columns, and nobody else reads them.
+"""
+
+import math
+from typing import Any, no_type_check
+
+import torch
+
+from ..shapes import Keys, Mask, Outputs, Queries, Slopes, State, Values
+from .lightning import InterpretedFunction, tile, tl, triton
+
+LOG2E = tl.constexpr(math.log2(math.e))
+WIDEST = 256  # key channels that a program holds at most
+
+
+@triton.jit
+@no_type_check
+def plus(a, b):
+    """The sum, for `tl.reduce`."""
+    return a + b
+
+
+@triton.jit(do_not_specialize=["H"])
+@no_type_check
+def step(
+    q, k, v, out, state, after, slopes, mask,
+    q_strides, k_strides, v_strides, out_strides, state_strides, after_strides, mask_stride,
+    H, d: tl.constexpr, e: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
+):  # fmt: skip
+    """One program: E columns of one head's memory, a step on. ``state`` and ``after`` may be one."""
+    pair = tl.program_id(0).to(tl.int64)
+    b = pair // H
+    h = pair % H
+    i = tl.arange(0, D)
+    j = tl.program_id(1) * E + tl.arange(0, E)
+    wide = after.dtype.element_ty
+    mine = (i[:, None] < d) & (j[None, :] < e)
+    n = 1  # real tokens: at padding nothing is read, and the memory stays as it is
+    if mask is not None:
+        n = tl.load(mask + b * mask_stride).to(tl.int32)
+    keep = tl.exp2(tl.load(slopes + h).to(tl.float64) * -LOG2E * n).to(wide)
+    qc = tl.load(q + b * q_strides[0] + h * q_strides[1] + i * q_strides[3], mask=i < d, other=0).to(wide)
+    kc = tl.load(k + b * k_strides[0] + h * k_strides[1] + i * k_strides[3], mask=i < d * n, other=0).to(wide)
+    vc = tl.load(v + b * v_strides[0] + h * v_strides[1] + j * v_strides[3], mask=j < e * n, other=0).to(wide)
+    if state is not None:
+        state += b * state_strides[0] + h * state_strides[1]
+        S = tl.load(state + i[:, None] * state_strides[2] + j[None, :] * state_strides[3], mask=mine, other=0)
+        S = S.to(wide) * keep + kc[:, None] * vc[None, :]
+    else:
+        S = kc[:, None] * vc[None, :]
+    o = tl.reduce(qc[:, None] * S, 0, plus)
+    after += b * after_strides[0] + h * after_strides[1]
+    tl.store(after + i[:, None] * after_strides[2] + j[None, :] * after_strides[3], S, mask=mine)
+    out += b * out_strides[0] + h * out_strides[1]
+    tl.store(out + j * out_strides[3], o.to(out.dtype.element_ty), mask=j < e)
+
+
+def lightning_step(
+    q: Queries,
+    k: Keys,
+    v: Values,
+    slopes: Slopes,
+    state: State | None = None,
+    *,
+    mask: Mask | None = None,
+    into: State | None = None,
+    columns: int = 32,
+    warps: int = 4,
+) -> tuple[Outputs, State]:
+    """Compute [lightning_attention_recurrent][minimax_torch.ops.lightning.lightning_attention_recurrent] for T = 1.
+
+    The new state goes ``into`` a tensor that is given, which may be the old one's; without it, into a new one. It is
+    for decoding: no gradient passes.
+
+    Raises ValueError where T is not 1, a head has more than 256 channels, or ``into`` does not fit.
+    """
+    (B, H, T, d), e = q.shape, v.shape[3]
+    if T != 1 or k.shape != q.shape or v.shape[:3] != q.shape[:3]:
+        shapes = f"q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+        raise ValueError(f"{shapes}: a step takes one token, and all three share B and H.")
+    if d > WIDEST:
+        raise ValueError(f"A key has {d} channels; a program of this kernel holds {WIDEST} at most.")
+    wide = torch.promote_types(q.dtype, torch.float32)
+    if into is None:
+        into = q.new_empty((B, H, d, e), dtype=wide)
+    if into.shape != (B, H, d, e) or into.dtype != wide:
+        raise ValueError(f"into is {into.dtype} {tuple(into.shape)}; this step's state is {wide} {(B, H, d, e)}.")
+    # The interpreter cuts a bfloat16 off where a GPU rounds it: there torch rounds, in the last line.
+    out = torch.empty((B, 1, H, e), dtype=q.dtype if q.is_cuda else wide, device=q.device).transpose(1, 2)
+    run: Any = step if q.is_cuda else InterpretedFunction(step.fn)
+    E = tile(e, columns)
+    run[B * H, triton.cdiv(e, E)](
+        q, k, v, out, state, into, slopes.to(q.device), None if mask is None else mask.view(torch.uint8),
+        q.stride(), k.stride(), v.stride(), out.stride(), (0,) * 4 if state is None else state.stride(),
+        into.stride(), 0 if mask is None else mask.stride(0),
+        H, d, e, tile(d, WIDEST), E, num_warps=warps,
+    )  # fmt: skip
+    return out.to(q.dtype), into

@@ -1,0 +1,470 @@
+r"""Lightning attention at the speed of memory: segments walk at one time, and the backward is three more walks.
+
+One walk from the first token to the last (lightning.py reads as this file's first page) keeps B · H · e/E programs
+busy: too few for a GPU where the batch is small. So a long sequence is cut into G segments:
+
+1. *Ends.* What does each stretch of tokens add to the state? A sum over its keys and values, all stretches at once.
+2. *Hand on.* An exact decayed sum over stretches, elementwise, gives every segment the state that it begins with.
+3. *Walk.* Every segment goes through its chunks, as if it were a sequence with a history.
+
+Only G − 1 segments need their end, so keys and values are read (G − 1)/G times more. With G = 1 the walk is all.
+
+**Backward.** Where S decays, then takes k vᵀ, then is read by q, its gradient dS takes q doᵀ, is read, then decays,
+from the last token to the first. So each gradient is such a walk, with the roles dealt anew:
+
+| | reads with | keys | values | memory | goes |
+|---|---|---|---|---|---|
+| out | q | k | v | S | forwards |
+| dq | do | v | k | Sᵀ | forwards |
+| dv | k | q | do | dS | backwards, decays after it is read |
+| dk | v | do | q | dSᵀ | backwards, decays after it is read |
+
+What is kept for it is the inputs and one state a segment.
+
+**Rounding.** bfloat16 tiles are multiplied as they are, sums are float32. What the kernel makes itself in float32 (the
+state, the scores, the decayed values) is handed to the multiplier in ``parts`` bfloat16 pieces, x ≈ high + low: two
+pieces keep 16 bits, at one more product. Other types are multiplied in float32, as three TF32 products.
+"""
+
+import math
+from typing import Any, NamedTuple, no_type_check
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..shapes import Keys, Mask, Outputs, Queries, Slopes, State, Values
+from .lightning import InterpretedFunction, tile, tl, triton
+
+LOG2E = tl.constexpr(math.log2(math.e))
+WIDEST = 256  # key channels that a program holds at most
+ANY_LENGTH = ["H", "T", "length"]  # numbers that must not make the compiler start again
+
+
+@triton.jit(do_not_specialize=ANY_LENGTH)
+@no_type_check
+def walk(
+    q, k, v, out, before, after, slopes, clock,
+    q_strides, k_strides, v_strides, out_strides, before_strides, after_strides, clock_stride,
+    H, T, length,
+    d: tl.constexpr, e: tl.constexpr, C: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
+    BACKWARDS: tl.constexpr, FAR: tl.constexpr, READ: tl.constexpr, WRITTEN: tl.constexpr,
+    WIDE: tl.constexpr, PART: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program: one segment, E columns of one head's memory, and what the queries read in them.
+
+    Positions are counted as one walks: backwards, position 0 is the last token.
+    """
+    blocks: tl.constexpr = (e + E - 1) // E
+    pair = (tl.program_id(0) // blocks).to(tl.int64)  # blocks of one head are neighbours: they share q and k in L2
+    segment = tl.program_id(1).to(tl.int64)
+    b = pair // H
+    h = pair % H
+    first = segment * length
+    last = tl.minimum(first + length, T)
+
+    # Tiles of addresses, from the segment's first position on; a chunk adds one number to all of them.
+    r = tl.arange(0, C)
+    i = tl.arange(0, D)
+    j = (tl.program_id(0) % blocks) * E + tl.arange(0, E)
+    q_step = q_strides[2]
+    k_step = k_strides[2]
+    v_step = v_strides[2]
+    out_step = out_strides[2]
+    q += b * q_strides[0] + h * q_strides[1]
+    k += b * k_strides[0] + h * k_strides[1]
+    v += b * v_strides[0] + h * v_strides[1]
+    out += b * out_strides[0] + h * out_strides[1]
+    if BACKWARDS:
+        end = (T - 1).to(tl.int64)
+        q += end * q_step
+        k += end * k_step
+        v += end * v_step
+        out += end * out_step
+        q_step = -q_step
+        k_step = -k_step
+        v_step = -v_step
+        out_step = -out_step
+    at = r.to(tl.int64) if FAR else r
+    q_tile = at[:, None] * q_step + i[None, :] * q_strides[3]  # (C, D)
+    k_tile = at[:, None] * k_step + i[None, :] * k_strides[3]
+    v_tile = at[:, None] * v_step + j[None, :] * v_strides[3]  # (C, E)
+    out_tile = at[:, None] * out_step + j[None, :] * out_strides[3]
+    is_key = i < d
+    is_value = j < e
+
+    # The memory as it is before the segment.
+    mine = is_key[:, None] & is_value[None, :]
+    if before is not None:
+        before += pair * before_strides[0] + segment * before_strides[1]
+        S = tl.load(before + i[:, None] * before_strides[2] + j[None, :] * before_strides[3], mask=mine, other=0)
+        S = S.to(WIDE)  # (D, E)
+    else:
+        S = tl.full((D, E), 0, WIDE)
+
+    # A factor that is multiplied into the state again and again is built in float64. Exponents are never positive.
+    slope = tl.load(slopes + h).to(tl.float64) * -LOG2E
+    rate = slope.to(WIDE)
+    full = tl.exp2(slope * C).to(WIDE)
+    short = tl.exp2(slope * ((last - first - 1) % C + 1)).to(WIDE)
+    late: tl.constexpr = 1 if BACKWARDS else 0  # backwards, the memory is read before it decays
+    causal = r[:, None] >= r[None, :]
+    if clock is not None:
+        clock += b * clock_stride
+
+    for c in range(0, ((last - first + C - 1) // C).to(tl.int32)):
+        start = first + c * C
+        left = (last - start).to(tl.int32)  # positions from here to the segment's end
+        if clock is None:
+            real = r < left
+            n = r + 1  # how many tokens the chunk holds up to this one …
+            m = tl.minimum(left, C)  # … and in all
+            keep = tl.where(left < C, short, full)
+        else:  # at t it holds how many real tokens come before t, and stands still at padding
+            here = tl.load(clock + start + tl.minimum(r + 1, left))
+            real = here > tl.load(clock + start + tl.minimum(r, left))
+            passed = tl.load(clock + start)
+            n = here - passed
+            m = tl.load(clock + start + tl.minimum(left, C)) - passed
+            keep = tl.exp2(slope * m).to(WIDE)
+
+        key = real[:, None] if d == D else real[:, None] & is_key[None, :]
+        value = real[:, None] if e % E == 0 else real[:, None] & is_value[None, :]
+        qc = tl.load(q + start * q_step + q_tile, mask=key, other=0).to(PART)
+        kc = tl.load(k + start * k_step + k_tile, mask=key, other=0).to(PART)
+        vc = tl.load(v + start * v_step + v_tile, mask=value, other=0).to(PART)
+
+        inside = tl.where(causal, tl.exp2(rate * tl.where(causal, n[:, None] - n[None, :], 0)), 0)
+        from_state = tl.exp2(rate * tl.maximum(n - late, 0))
+        to_end = tl.exp2(rate * tl.maximum(m - n + late, 0))
+
+        # Read: from the memory what is older than the chunk, from the chunk the rest.
+        high = S.to(PART)
+        o = tl.dot(qc.to(FACTOR), high.to(FACTOR), input_precision=PRECISION, out_dtype=WIDE)
+        if READ == 2:
+            low = (S - high.to(WIDE)).to(PART)
+            o = tl.dot(qc.to(FACTOR), low.to(FACTOR), o, input_precision=PRECISION, out_dtype=WIDE)
+        o *= from_state[:, None]
+        scores = tl.dot(qc.to(FACTOR), tl.trans(kc).to(FACTOR), input_precision=PRECISION, out_dtype=WIDE) * inside
+        high = scores.to(PART)
+        o = tl.dot(high.to(FACTOR), vc.to(FACTOR), o, input_precision=PRECISION, out_dtype=WIDE)
+        if READ == 2:
+            low = (scores - high.to(WIDE)).to(PART)
+            o = tl.dot(low.to(FACTOR), vc.to(FACTOR), o, input_precision=PRECISION, out_dtype=WIDE)
+        exists = (r < left)[:, None] if e % E == 0 else (r < left)[:, None] & is_value[None, :]
+        tl.store(out + start * out_step + out_tile, o.to(out.dtype.element_ty), mask=exists)
+
+        # Decay and write.
+        decayed = vc.to(WIDE) * to_end[:, None]
+        high = decayed.to(PART)
+        S = tl.dot(tl.trans(kc).to(FACTOR), high.to(FACTOR), S * keep, input_precision=PRECISION, out_dtype=WIDE)
+        if WRITTEN == 2:
+            low = (decayed - high.to(WIDE)).to(PART)
+            S = tl.dot(tl.trans(kc).to(FACTOR), low.to(FACTOR), S, input_precision=PRECISION, out_dtype=WIDE)
+
+    if after is not None:  # noqa: SIM102 - known when this is compiled, unlike the next
+        if last == T:
+            after += pair * after_strides[0]
+            tl.store(after + i[:, None] * after_strides[1] + j[None, :] * after_strides[2], S, mask=mine)
+
+
+@triton.jit(do_not_specialize=ANY_LENGTH)
+@no_type_check
+def ends(
+    k, v, end, slopes, clock,
+    k_strides, v_strides, clock_stride,
+    H, T, length,
+    d: tl.constexpr, e: tl.constexpr, C: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
+    BACKWARDS: tl.constexpr, FAR: tl.constexpr, WRITTEN: tl.constexpr,
+    WIDE: tl.constexpr, PART: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program: what one whole stretch of tokens adds to E columns of one head's memory, into end (B·H, F, d, e).
+
+    Every value decays to the end of the stretch at once, so that the sum is a plain one.
+    """
+    blocks: tl.constexpr = (e + E - 1) // E
+    pair = (tl.program_id(0) // blocks).to(tl.int64)
+    stretch = tl.program_id(1).to(tl.int64)
+    b = pair // H
+    h = pair % H
+    first = stretch * length
+
+    r = tl.arange(0, C)
+    i = tl.arange(0, D)
+    j = (tl.program_id(0) % blocks) * E + tl.arange(0, E)
+    k_step = k_strides[2]
+    v_step = v_strides[2]
+    k += b * k_strides[0] + h * k_strides[1]
+    v += b * v_strides[0] + h * v_strides[1]
+    if BACKWARDS:
+        k += (T - 1).to(tl.int64) * k_step
+        v += (T - 1).to(tl.int64) * v_step
+        k_step = -k_step
+        v_step = -v_step
+    at = r.to(tl.int64) if FAR else r
+    k_tile = at[:, None] * k_step + i[None, :] * k_strides[3]  # (C, D)
+    v_tile = at[:, None] * v_step + j[None, :] * v_strides[3]  # (C, E)
+    is_key = i < d
+    is_value = j < e
+
+    rate = (tl.load(slopes + h).to(tl.float64) * -LOG2E).to(WIDE)
+    late: tl.constexpr = 1 if BACKWARDS else 0
+    if clock is not None:
+        clock += b * clock_stride + first
+        total = tl.load(clock + length)
+    S = tl.full((D, E), 0, WIDE)
+    for c in range(0, length // C):
+        start = first + c * C
+        if clock is None:
+            real = r < C
+            to_end = tl.exp2(rate * (length - c * C - 1 - r + late))
+        else:
+            here = tl.load(clock + c * C + r + 1)
+            real = here > tl.load(clock + c * C + r)
+            to_end = tl.exp2(rate * (total - here + late))
+        key = real[:, None] if d == D else real[:, None] & is_key[None, :]
+        value = real[:, None] if e % E == 0 else real[:, None] & is_value[None, :]
+        kc = tl.load(k + start * k_step + k_tile, mask=key, other=0).to(PART)
+        vc = tl.load(v + start * v_step + v_tile, mask=value, other=0).to(PART)
+        decayed = vc.to(WIDE) * to_end[:, None]
+        high = decayed.to(PART)
+        S = tl.dot(tl.trans(kc).to(FACTOR), high.to(FACTOR), S, input_precision=PRECISION, out_dtype=WIDE)
+        if WRITTEN == 2:
+            low = (decayed - high.to(WIDE)).to(PART)
+            S = tl.dot(tl.trans(kc).to(FACTOR), low.to(FACTOR), S, input_precision=PRECISION, out_dtype=WIDE)
+    end += (pair * tl.num_programs(1) + stretch) * (d * e)
+    tl.store(end + i[:, None] * e + j[None, :], S, mask=is_key[:, None] & is_value[None, :])
+
+
+@triton.jit(do_not_specialize=["H", "length", "each", "G"])
+@no_type_check
+def hand_on(
+    end, state, before, slopes, clock, state_strides, clock_stride, H, length, each, G,
+    d: tl.constexpr, e: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK numbers of one head's memory, from segment to segment. A segment has ``each`` stretches.
+
+    It goes from end (B·H, F, d, e) into before (B·H, G, d, e).
+    """
+    pair = tl.program_id(0).to(tl.int64)
+    x = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mine = x < e * d
+    b = pair // H
+    if state is not None:
+        state += pair * state_strides[0] + (x // e) * state_strides[1] + (x % e) * state_strides[2]
+        S = tl.load(state, mask=mine, other=0).to(WIDE)
+    else:
+        S = tl.full((BLOCK,), 0, WIDE)
+    slope = tl.load(slopes + pair % H).to(tl.float64) * -LOG2E
+    keep = tl.exp2(slope * length).to(WIDE)
+    if clock is not None:
+        clock += b * clock_stride
+    before += pair * G * (e * d) + x
+    end += pair * (G - 1) * each * (e * d) + x
+    tl.store(before, S, mask=mine)
+    for _ in range(1, G):
+        for _ in range(0, each):
+            if clock is not None:
+                keep = tl.exp2(slope * (tl.load(clock + length) - tl.load(clock))).to(WIDE)
+                clock += length
+            S = keep * S + tl.load(end, mask=mine, other=0)
+            end += e * d
+        before += e * d
+        tl.store(before, S, mask=mine)
+
+
+# --- How it is cut ---------------------------------------------------------------------------------------------------
+
+
+class Tiles(NamedTuple):
+    """How the kernels cut the work; none of it changes what is computed, ``read`` and ``written`` how it is rounded."""
+
+    chunk: int = 64  # positions that are multiplied together: a power of two, at least 16
+    columns: int = 64  # value channels of a program, at most
+    warps: int = 4
+    stages: int = 2  # chunks under way at one time
+    read: int = 2  # bfloat16 parts of what is read: the state and the scores …
+    written: int = 2  # … and of the decayed values that are written
+    segment: int | None = None  # positions of a segment; None: as many segments as fill the GPU
+    stretch: int = 1024  # positions of a stretch whose end is computed by one program
+
+
+def tiles_for(q: Tensor, v: Tensor) -> Tiles:
+    """What suits these types and head dims."""
+    widest = max(q.shape[3], v.shape[3])
+    if q.dtype == torch.bfloat16:
+        return Tiles(warps=8 if widest > 128 else 4)
+    if widest > 128:
+        return Tiles(chunk=16, columns=16, warps=8, stages=1, read=1, written=1)
+    return Tiles(chunk=16, columns=32, read=1, written=1)
+
+
+class Cut(NamedTuple):
+    """G segments of ``length`` positions (the last may be shorter), each of ``each`` stretches."""
+
+    G: int
+    length: int
+    each: int
+
+
+def cut_for(tiles: Tiles, programs: int, T: int, device: torch.device) -> Cut:
+    """As few segments as fill the GPU: each but one costs another reading of its keys and values."""
+    stretch = -(-tiles.stretch // tiles.chunk) * tiles.chunk
+    if tiles.segment is not None:
+        length = -(-tiles.segment // tiles.chunk) * tiles.chunk
+        stretch = math.gcd(length, stretch)
+    else:
+        room = programs  # the interpreter walks one program after the other
+        if device.type == "cuda":  # about 8 warps of such a program find room on a multiprocessor
+            room = torch.cuda.get_device_properties(device).multi_processor_count * max(8 // tiles.warps, 1)
+        length = -(-T // max(room // programs, 1) // stretch) * stretch
+    length = max(length, stretch)
+    return Cut(max(-(-T // length), 1), length, length // stretch)
+
+
+class Walks:
+    """The kernels over one problem: what stays the same from walk to walk."""
+
+    def __init__(self, q: Tensor, v: Tensor, slopes: Slopes, mask: Mask | None, tiles: Tiles | None):
+        (self.B, self.H, self.T, _), e = q.shape, v.shape[3]
+        self.tiles = tiles or tiles_for(q, v)
+        self.slopes = slopes.to(q.device)
+        self.wide = torch.promote_types(q.dtype, torch.float32)
+        self.interpreted = not q.is_cuda
+        # The interpreter cuts a bfloat16 off where a GPU rounds it: there torch rounds what leaves the kernel.
+        self.stored = self.wide if self.interpreted else q.dtype
+        wide = tl.float64 if self.wide == torch.float64 else tl.float32
+        narrow = q.dtype == torch.bfloat16
+        self.types = {
+            "WIDE": wide,
+            "PART": tl.bfloat16 if narrow else wide,
+            # The interpreter multiplies bfloat16 wrongly; in float32 the same parts have the same products.
+            "FACTOR": tl.bfloat16 if narrow and not self.interpreted else wide,
+            "PRECISION": "ieee" if self.interpreted or wide is tl.float64 else "tf32x3",
+        }
+        self.cut = cut_for(self.tiles, self.B * self.H * triton.cdiv(e, tile(e, self.tiles.columns)), self.T, q.device)
+        self.clocks: list[Tensor | None] = [None, None]  # forwards, backwards: how many real tokens one has passed
+        if mask is not None:
+            ways = (mask, mask.flip(1))
+            self.clocks = [torch.nn.functional.pad(x.cumsum(1, dtype=torch.int32), (1, 0)) for x in ways]
+
+    def launch(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+        """Run a compiled kernel, or the same lines in the interpreter."""
+        (InterpretedFunction(kernel.fn) if self.interpreted else kernel)[grid](*arguments, **constants)
+
+    def sides(self, k: Tensor, v: Tensor) -> dict[str, int]:
+        """Head dims, and the tiles that hold them."""
+        d, e = k.shape[3], v.shape[3]
+        return {"d": d, "e": e, "C": self.tiles.chunk, "D": tile(d, WIDEST), "E": tile(e, self.tiles.columns)}
+
+    def begins(self, k: Tensor, v: Tensor, state: Tensor | None, backwards: bool = False) -> Tensor | None:
+        """The state with which each segment begins, (B·H, G, d, e); None where that is nothing."""
+        (G, length, each), clock, sides, pairs = self.cut, self.clocks[backwards], self.sides(k, v), self.B * self.H
+        d, e, tick = sides["d"], sides["e"], strides(clock, 2)[0]
+        state = None if state is None else state.reshape(pairs, d, e)
+        if G == 1:
+            return None if state is None else state[:, None]
+        stretch = length // each
+        end = k.new_empty((pairs, (G - 1) * each, d, e), dtype=self.wide)
+        before = k.new_empty((pairs, G, d, e), dtype=self.wide)
+        self.launch(
+            ends, (pairs * triton.cdiv(e, sides["E"]), (G - 1) * each),
+            k, v, end, self.slopes, clock, k.stride(), v.stride(), tick, self.H, self.T, stretch,
+            **sides, BACKWARDS=backwards, FAR=far(self.tiles.chunk, k, v), WRITTEN=self.tiles.written, **self.types,
+            num_warps=self.tiles.warps, num_stages=self.tiles.stages + 1,
+        )  # fmt: skip
+        self.launch(
+            hand_on, (pairs, triton.cdiv(d * e, 1024)),
+            end, state, before, self.slopes, clock, strides(state, 3), tick, self.H, stretch, each, G,
+            d=d, e=e, BLOCK=1024, WIDE=self.types["WIDE"],
+        )  # fmt: skip
+        return before
+
+    def walk(
+        self, q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, backwards: bool = False, onward: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the queries read, and the state at the end of the walk, unless nobody goes ``onward`` from there."""
+        clock, sides, pairs = self.clocks[backwards], self.sides(k, v), self.B * self.H
+        d, e = sides["d"], sides["e"]
+        out = torch.empty((self.B, self.T, self.H, e), dtype=self.stored, device=q.device).transpose(1, 2)
+        after = k.new_empty((pairs, d, e), dtype=self.wide) if onward else None
+        self.launch(
+            walk, (pairs * triton.cdiv(e, sides["E"]), self.cut.G),
+            q, k, v, out, before, after, self.slopes, clock,
+            q.stride(), k.stride(), v.stride(), out.stride(), strides(before, 4), strides(after, 3),
+            strides(clock, 2)[0], self.H, self.T, self.cut.length,
+            **sides, BACKWARDS=backwards, FAR=far(self.tiles.chunk, q, k, v, out), READ=self.tiles.read,
+            WRITTEN=self.tiles.written, **self.types,
+            num_warps=self.tiles.warps, num_stages=self.tiles.stages,
+        )  # fmt: skip
+        return out.to(q.dtype), None if after is None else after.reshape(self.B, self.H, d, e)
+
+
+def strides(x: Tensor | None, n: int) -> tuple[int, ...]:
+    """How far the next element along each of n axes is, of what may be absent."""
+    return (0,) * n if x is None else x.stride()
+
+
+def far(chunk: int, *arrays: Tensor) -> bool:
+    """Whether a chunk's addresses are further apart than 32 bits count."""
+    return any((chunk - 1) * x.stride(2) + (x.shape[3] - 1) * x.stride(3) >= 2**31 for x in arrays)
+
+
+# --- As an op --------------------------------------------------------------------------------------------------------
+
+
+class Segmented(torch.autograd.Function):
+    """(q, k, v, state, slopes, mask, tiles) → (out, state); slopes get no gradient."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, state, slopes, mask, tiles):
+        walks = Walks(q, v, slopes, mask, tiles)
+        before = walks.begins(k, v, state)
+        out, after = walks.walk(q, k, v, before)
+        ctx.save_for_backward(q, k, v, before)
+        ctx.walks = walks
+        ctx.set_materialize_grads(False)
+        return out, after
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, do, dS):
+        (q, k, v, before), walks = ctx.saved_tensors, ctx.walks
+        do = torch.zeros_like(v) if do is None else do
+        dq, _ = walks.walk(do, v, k, transposed(before), onward=False)
+        behind = walks.begins(q, do, dS, backwards=True)
+        dv, dS = walks.walk(k, q, do, behind, backwards=True, onward=ctx.needs_input_grad[3])
+        dk, _ = walks.walk(v, do, q, transposed(behind), backwards=True, onward=False)
+        return dq, dk, dv, dS, None, None, None
+
+
+def transposed(states: Tensor | None) -> Tensor | None:
+    """States with keys and values in each other's place."""
+    return None if states is None else states.mT
+
+
+def lightning_attention(
+    q: Queries,
+    k: Keys,
+    v: Values,
+    slopes: Slopes,
+    state: State | None = None,
+    *,
+    mask: Mask | None = None,
+    tiles: Tiles | None = None,
+) -> tuple[Outputs, State]:
+    """Compute [lightning_attention_chunked][minimax_torch.ops.lightning.lightning_attention_chunked], and its gradient.
+
+    Inputs may be strided views, in bfloat16, float16, float32 or, for the proof, float64. What stands at padding is
+    not read: a padded query's output is 0. ``tiles`` is for measuring; without it the kernels choose.
+
+    Raises ValueError where a head has more than 256 channels.
+    """
+    if k.shape != q.shape or v.shape[:3] != q.shape[:3]:
+        shapes = f"q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+        raise ValueError(f"{shapes}: all three share B, H and T, and q and k share d.")
+    if max(q.shape[3], v.shape[3]) > WIDEST:
+        raise ValueError(
+            f"A head has {max(q.shape[3], v.shape[3])} channels; a program of this kernel holds {WIDEST} at most."
+        )
+    return Segmented.apply(q, k, v, state, slopes, mask, tiles)

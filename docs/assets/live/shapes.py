@@ -1,0 +1,1 @@
+../../../reference/minimax_numpy/shapes.py

@@ -1,0 +1,1 @@
+"""The recall experiment: its task, its training, and the models that came of it."""
