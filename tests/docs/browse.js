@@ -129,7 +129,7 @@
     for (const node of texts()) {
       if (node.parentElement.closest("code, pre, .katex, textarea")) continue;
       const raw = node.data.match(/\$\$|\\[([].{0,20}|\$[^$\s][^$\n]*\$|\\(?:frac|sum|mathrm|text|sqrt)\b/);
-      if (raw) told.push(["formula", `left raw: ${node.data.trim().slice(0, 40)}`]);
+      if (raw && shown(node)) told.push(["formula", `left raw: ${node.data.trim().slice(0, 40)}`]);
     }
     return told;
   }

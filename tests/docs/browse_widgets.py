@@ -273,7 +273,7 @@ def bring_tensor(tab, widget):
 
 
 def live_cell(tab, widget):
-    """Nothing is fetched before Run; without a network the cell says so and goes. With one, it is the reader's to see."""
+    """Nothing is fetched before Run; without a network the cell says so and goes."""
     tab.into(widget)
     tab.tab_to(f"{widget} textarea")
     tab.write("1 + 1")
