@@ -1,0 +1,113 @@
+"""Chunked lightning attention with a backward of its own, in plain PyTorch on any device.
+
+With S the state before a chunk of m positions, r = 1 … m, and dS the gradient of the state after it:
+
+    o  = ((q kᵀ) ⊙ M) v + (e^(−s r) q) S            S  ← e^(−s m) S + (e^(−s(m−r)) k)ᵀ v          ascending
+    dq = ((do vᵀ) ⊙ M) k + e^(−s r) (do Sᵀ)
+    dk = ((do vᵀ) ⊙ M)ᵀ q + e^(−s(m−r)) (v dSᵀ)
+    dv = ((q kᵀ) ⊙ M)ᵀ do + (e^(−s(m−r)) k) dS      dS ← e^(−s m) dS + (e^(−s r) q)ᵀ do           descending
+
+Chunks of one length are computed together, some at a time; only the states go from one to the next. Kept for the
+backward are the inputs and one state a chunk: memory is linear in the length, and no T × T matrix exists.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+TOGETHER = 32  # chunks whose scores exist at one time
+
+
+class Chunked(torch.autograd.Function):
+    """(q, k, v, state, slopes, mask, chunk) → (out, state), all in at least float32; slopes get no gradient."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, state, slopes, mask, chunk):
+        out, S, before = torch.empty_like(v), state, []
+        for piece, tables in pieces(q.shape[2], chunk, slopes, mask, q):
+            inside, from_state, to_end, whole = tables
+            qc, kc, vc = (piece.cut(x) for x in (q, k, v))  # (B, H, n, m, ·)
+            S, states = scan(S, whole, (kc * to_end).mT @ vc)
+            here = (qc @ kc.mT).mul_(inside) @ vc
+            here += (qc * from_state) @ states
+            piece.paste(out, here)
+            before.append(states)
+        ctx.save_for_backward(q, k, v, slopes, mask, *before)
+        ctx.chunk = chunk
+        return out, S if S is not state else state.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, do, dS):
+        q, k, v, slopes, mask, *before = ctx.saved_tensors
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        cut = list(pieces(q.shape[2], ctx.chunk, slopes, mask, q))
+        for (piece, tables), states in zip(reversed(cut), reversed(before), strict=True):
+            inside, from_state, to_end, whole = tables
+            qc, kc, vc, dc = (piece.cut(x) for x in (q, k, v, do))
+            dS, after = scan(dS, whole, (qc * from_state).mT @ dc, backwards=True)
+            from_v = (dc @ vc.mT).mul_(inside)  # (B, H, n, m, m)
+            piece.paste(dq, (from_v @ kc).addcmul_(dc @ states.mT, from_state))
+            piece.paste(dk, (from_v.mT @ qc).addcmul_(vc @ after.mT, to_end))
+            scores = (qc @ kc.mT).mul_(inside)
+            piece.paste(dv, (scores.mT @ dc).add_((kc * to_end) @ after))
+        return dq, dk, dv, dS, None, None, None
+
+
+class Piece:
+    """n chunks of m positions each, from a start."""
+
+    def __init__(self, start: int, n: int, m: int):
+        self.n, self.m, self.part = n, m, slice(start, start + n * m)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """(B, H, T, ·) → (B, H, n, m, ·)."""
+        return x[:, :, self.part].unflatten(2, (self.n, self.m)).contiguous()
+
+    def paste(self, x: Tensor, chunks: Tensor) -> None:
+        """Put the chunks back where they were."""
+        x[:, :, self.part] = chunks.flatten(2, 3)
+
+
+def pieces(T: int, chunk: int, slopes: Tensor, mask: Tensor | None, like: Tensor) -> Iterator[tuple[Piece, tuple]]:
+    """Whole chunks, `TOGETHER` at a time, then the short one; with each its decay tables."""
+    full = T // chunk
+    cuts = [(i * chunk, min(TOGETHER, full - i), chunk) for i in range(0, full, TOGETHER)]
+    if T % chunk:
+        cuts.append((full * chunk, 1, T % chunk))
+    known: dict[int, tuple] = {}
+    for start, n, m in cuts:
+        piece = Piece(start, n, m)
+        if mask is not None:
+            count = mask[:, piece.part].unflatten(1, (n, m)).cumsum(dim=-1)  # (B, n, m): time is in real tokens
+            yield piece, decay_tables(slopes, count, like)
+        else:
+            if m not in known:
+                known[m] = decay_tables(slopes, torch.arange(1, m + 1, device=like.device)[None, None], like)
+            yield piece, known[m]
+
+
+def decay_tables(slopes: Tensor, count: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """M, e^(−s r), e^(−s(m−r)) and e^(−s m) of each chunk, from float64; count is (B or 1, n or 1, m)."""
+    rate = slopes.to(count.device, torch.float64)[:, None, None]  # (H, 1, 1)
+    total = count[..., -1:]
+
+    def decay(tokens: Tensor) -> Tensor:  # (B, n, …) → (B, H, n, …)
+        return torch.exp(-rate.reshape(-1, *[1] * (tokens.ndim - 1)) * tokens[:, None])
+
+    lag = (count[..., :, None] - count[..., None, :]).clamp(min=0)  # clipped above the diagonal
+    tables = decay(lag).tril(), decay(count)[..., None], decay(total - count)[..., None], decay(total)[..., None]
+    inside, from_state, to_end, whole = (table.to(like.dtype) for table in tables)
+    return inside, from_state, to_end, whole
+
+
+def scan(S: Tensor, whole: Tensor, written: Tensor, backwards: bool = False) -> tuple[Tensor, Tensor]:
+    """Hand the state from chunk to chunk: the last one, and what each chunk begins with, (B, H, n, d, e)."""
+    n = written.shape[2]
+    begins, keep = torch.empty_like(written), whole.expand(-1, -1, n, -1, -1)
+    for i in reversed(range(n)) if backwards else range(n):
+        begins[:, :, i] = S
+        S = keep[:, :, i] * S + written[:, :, i]
+    return S, begins
