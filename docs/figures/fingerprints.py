@@ -66,11 +66,13 @@ def figures():
                 if np.isnan(x) or shade(x):
                     parts.append(cell(x0 + 5.6 * t, y0 + 12 * h, 5, 11, style, 0 if np.isnan(x) else shade(x)))
         parts += [cell(x0 - 1, y0 - 1, 5.6 * T + 1.4, 12 * H + 1, "none", 0)]
-    parts.append(text(0, 256, "a row is a head, a column a position; two are padding; a second call begins at 16", "soft"))
+    parts.append(
+        text(0, 256, "a row is a head, a column a position; two are padding; a second call begins at 16", "soft")
+    )
     point = (
-        "Each mistake leaves its own pattern of errors over heads and positions: reading before writing shows everywhere, "
-        "forgetting the state only in a second call, a padded position that decays only behind the padding, a wrong "
-        "layer factor only once something is remembered."
+        "Each mistake leaves its own pattern of errors over heads and positions: reading before writing shows "
+        "everywhere, forgetting the state only in a second call, a padded position that decays only behind the padding, a "
+        "wrong layer factor only once something is remembered."
     )
     return {"fingerprints.svg": sheet(440, 262, point, parts)}
 

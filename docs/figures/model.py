@@ -7,7 +7,8 @@ where the colours follow the site's theme; a file opened alone follows the syste
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "assets" / "figures"
-API = "../reference/numpy/#minimax_numpy."  # as seen from the page that shows the map
+API = "../reference/numpy/#minimax_numpy."  # as seen from the page that shows the map: entry and source of a function
+PATH = "../path/"  # … and the page that explains a panel
 POINT = (
     "MiniMax-Text-01 in one map. Token ids are embedded, pass ten times through seven lightning layers and one softmax "
     "layer, a last norm and the head. In a layer, what bypasses attention and experts is the normed value times alpha. "
@@ -18,6 +19,7 @@ STYLE = """
 .map{--ink:var(--md-default-fg-color,#24292f);--soft:var(--md-default-fg-color--light,#6b7280);
 --hot:var(--twin-accent,#d2622a);font:13px var(--md-text-font-family,system-ui,sans-serif);display:block;width:100%}
 .map text{fill:var(--ink);text-anchor:middle}.map .title{font-weight:700;font-size:14px;text-anchor:start}
+.map a .title{text-decoration:underline;text-decoration-color:var(--hot);text-underline-offset:3px}
 .map .soft{fill:var(--soft);font-size:11px}.map .end{text-anchor:end}.map .hot{fill:var(--hot)}.map .on{font-weight:600}
 .map .math{font:14.5px KaTeX_Main,Georgia,serif}.map .sub{font-size:10px}
 .map rect,.map path,.map circle{fill:none;stroke:var(--soft);stroke-width:1.2}.map a:hover rect{stroke-width:2.2}
@@ -30,6 +32,11 @@ STYLE = """
 
 def text(x, y, words, style=""):
     return f'<text x="{x}" y="{y}" class="{style}">{words}</text>' if style else f'<text x="{x}" y="{y}">{words}</text>'
+
+
+def title(words, page):
+    """A panel's name, which opens its page."""
+    return f'<a href="{PATH}{page}/">{text(0, 14, words, "title")}</a>'
 
 
 def box(x, y, w, h, words, note="", lit=False, to="", math=False):
@@ -64,7 +71,7 @@ def join(x, y, sign):
 
 def model():
     """160 × 460: ids in, logits out."""
-    parts = [text(0, 14, "The model", "title"), text(74, 46, "token ids"), text(132, 46, "B T", "soft")]
+    parts = [title("The model", "one-in-eight"), text(74, 46, "token ids"), text(132, 46, "B T", "soft")]
     parts += [flow((74, 54), (74, 70)), box(14, 70, 120, 34, "embedding", to="model.MiniMaxModel")]
     parts += [text(150, 91, "D", "soft"), flow((74, 104), (74, 134))]
     parts += ['<rect x="6" y="122" width="136" height="206" rx="8" class="frame"/>', text(153, 230, "×10", "on")]
@@ -79,7 +86,7 @@ def model():
 
 def layer():
     """180 × 460: the stream runs down the left, the scaled shortcut down the right."""
-    parts = [text(0, 14, "A layer", "title"), text(64, 46, "x", "math"), flow((64, 54), (64, 70))]
+    parts = [title("A layer", "residuals"), text(64, 46, "x", "math"), flow((64, 54), (64, 70))]
     for y, name, note, to in (
         (70, "attention", "lightning or softmax", "layers.lightning_self_attention"),
         (258, "experts", "2 of 32", "layers.sparse_moe"),
@@ -96,7 +103,7 @@ def layer():
 
 def lightning():
     """300 × 400: decay, write, read; then a norm and a gate."""
-    parts = [text(0, 14, "Lightning attention", "title"), text(300, 14, "7 layers in 8", "soft end")]
+    parts = [title("Lightning attention", "memory"), text(300, 14, "7 layers in 8", "soft end")]
     parts += [text(150, 46, "n₁", "math"), flow((150, 54), (150, 62), (91, 62), (91, 78))]
     parts += [flow((150, 62), (247, 62), (247, 78))]
     parts += [box(6, 78, 170, 28, "silu(" + sub("W", "qkv", " n₁)"), math=True, to="ops.projections.split_qkv")]
@@ -115,7 +122,7 @@ def lightning():
 
 def softmax():
     """300 × 300: turn, look up, mix."""
-    parts = [text(0, 14, "Softmax attention", "title"), text(300, 14, "1 layer in 8", "soft end")]
+    parts = [title("Softmax attention", "lookup"), text(300, 14, "1 layer in 8", "soft end")]
     parts += [text(150, 46, "n₁", "math"), flow((150, 54), (150, 78)), flow((150, 62), (46, 62), (46, 78))]
     parts += [flow((150, 62), (254, 62), (254, 78))]
     for x, name, heads in ((6, "q", "64 heads"), (110, "k", "8 heads"), (214, "v", "8 heads")):
@@ -138,7 +145,7 @@ def softmax():
 
 def experts():
     """300 × 240: a router, eight of the 32 experts, two of them at work."""
-    parts = [text(0, 14, "Experts", "title"), text(300, 14, "in every layer", "soft end"), text(150, 46, "n₂", "math")]
+    parts = [title("Experts", "experts"), text(300, 14, "in every layer", "soft end"), text(150, 46, "n₂", "math")]
     parts += [flow((150, 54), (150, 68)), box(75, 68, 150, 28, "router: top 2", to="ops.experts.route")]
     for place, name in enumerate(("", "", "i", "", "", "j", "", "")):
         x, side = 20 + 37 * place, 1 if name == "j" else -1

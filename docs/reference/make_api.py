@@ -108,8 +108,8 @@ def defects():
 FINGERPRINTS = """\
 <figure class="figure" data-search-exclude>
 --8<-- "assets/figures/fingerprints.svg"
-<figcaption>Nine of them and where they show, the darker the larger, from a millionth of the answers to their size. Where the first
-coloured position stands, and in which heads, tells more than how large the error is.</figcaption>
+<figcaption>Nine of them and where they show, the darker the larger, from a millionth of the answers to their size.
+Where the first coloured position stands, and in which heads, tells more than how large the error is.</figcaption>
 </figure>"""
 
 
