@@ -41,10 +41,15 @@ def mix_experts(
 ) -> Float[Tensor, "*tokens D"]:
     """Twin of [mix_experts][minimax_numpy.ops.experts.mix_experts]."""
     flat, K = x.reshape(-1, x.shape[-1]), weights.shape[-1]
-    weights, indices = weights.reshape(-1, K), indices.reshape(-1, K)
-    y = torch.zeros_like(flat, dtype=torch.promote_types(x.dtype, torch.float32))
-    for expert in indices.unique().tolist():
-        token, choice = torch.nonzero(indices == expert, as_tuple=True)
-        said = swiglu(flat[token], gate_up[expert], down[expert], hidden_act)
-        y = y.index_add(0, token, (weights[token, choice, None] * said).to(y.dtype))
-    return y.to(x.dtype).reshape(x.shape)
+    weights, chosen = weights.reshape(-1, 1, K), indices.reshape(-1)
+    order = chosen.argsort(stable=True)  # choices, expert by expert
+    counts = chosen.bincount(minlength=len(gate_up)).tolist()
+    given = flat[order // K].split(counts)  # what each expert is given
+    if isinstance(gate_up, Tensor) and isinstance(down, Tensor):  # one gradient for all: not one as large for each
+        gate_up, down = gate_up.unbind(), down.unbind()
+    said = [swiglu(t, gate_up[e], down[e], hidden_act) for e, t in enumerate(given) if len(t)]
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=x.device)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    heard = torch.cat(said)[back].unflatten(0, (-1, K)).to(wide)  # (tokens, K, D)
+    return (weights.to(wide) @ heard).to(x.dtype).reshape(x.shape)

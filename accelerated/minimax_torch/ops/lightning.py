@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from minimax_numpy.ops import lightning as reference
 from torch import Tensor
 
+from ..kernels.chunks import Chunked
 from ..shapes import Keys, Mask, Outputs, Queries, Slopes, State, Values
 
 
@@ -56,20 +57,10 @@ def lightning_attention_chunked(
     """Twin of [lightning_attention_chunked][minimax_numpy.ops.lightning.lightning_attention_chunked]."""
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; a chunk holds at least one position.")
-    out_dtype, T = q.dtype, q.shape[2]
+    out_dtype = q.dtype
     q, k, v, state = _prepare(q, k, v, state, mask)
-    out = []
-    tables = None
-    for start in range(0, T, chunk):
-        part = slice(start, min(start + chunk, T))
-        m = part.stop - start
-        if tables is None or mask is not None or m < chunk:
-            tables = _decay_tables(slopes, _count(m, mask, q.device, part), q.dtype)
-        inside, from_state, to_end, whole = tables
-        qc, kc, vc = q[:, :, part], k[:, :, part], v[:, :, part]  # (B, H, m, ·)
-        out.append((qc * from_state) @ state + (qc @ kc.transpose(-1, -2) * inside) @ vc)
-        state = whole * state + (kc * to_end).transpose(-1, -2) @ vc
-    return (torch.cat(out, dim=2) if out else torch.empty_like(v)).to(out_dtype), state
+    out, state = Chunked.apply(q, k, v, state, slopes, mask, chunk)
+    return out.to(out_dtype), state
 
 
 def _prepare(

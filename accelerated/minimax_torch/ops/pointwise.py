@@ -45,4 +45,4 @@ def output_gate(
 def add_residual(x: Hidden, normed: Hidden, update: Hidden, alpha: float, beta: float, postnorm: bool = True) -> Hidden:
     """Twin of [add_residual][minimax_numpy.ops.pointwise.add_residual]."""
     carried = normed if postnorm else x
-    return alpha * carried + beta * update
+    return torch.add(update if beta == 1 else beta * update, carried, alpha=alpha)
