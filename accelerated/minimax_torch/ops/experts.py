@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..shapes import RouterLogits, RoutingIndices, RoutingWeights
-from .attention import softmax
 from .pointwise import activate
 from .projections import linear
 
@@ -15,7 +14,7 @@ from .projections import linear
 def route(logits: RouterLogits, top_k: int) -> tuple[RoutingWeights, RoutingIndices]:
     """Twin of [route][minimax_numpy.ops.experts.route]."""
     indices = logits.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
-    chosen = softmax(logits).gather(-1, indices)
+    chosen = torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1).gather(-1, indices)
     return chosen / chosen.sum(dim=-1, keepdim=True), indices
 
 
@@ -42,14 +41,16 @@ def mix_experts(
     """Twin of [mix_experts][minimax_numpy.ops.experts.mix_experts]."""
     flat, K = x.reshape(-1, x.shape[-1]), weights.shape[-1]
     weights, chosen = weights.reshape(-1, 1, K), indices.reshape(-1)
-    order = chosen.argsort(stable=True)  # choices, expert by expert
-    counts = chosen.bincount(minlength=len(gate_up)).tolist()
-    given = flat[order // K].split(counts)  # what each expert is given
     if isinstance(gate_up, Tensor) and isinstance(down, Tensor):  # one gradient for all: not one as large for each
         gate_up, down = gate_up.unbind(), down.unbind()
-    said = [swiglu(t, gate_up[e], down[e], hidden_act) for e, t in enumerate(given) if len(t)]
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=x.device)
+    if len(flat) == 1:
+        heard = torch.cat([swiglu(flat, gate_up[e], down[e], hidden_act) for e in chosen.tolist()])
+    else:
+        order = chosen.argsort(stable=True)  # choices, expert by expert
+        given = flat[order // K].split(chosen.bincount(minlength=len(gate_up)).tolist())
+        said = [swiglu(t, gate_up[e], down[e], hidden_act) for e, t in enumerate(given) if len(t)]
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=x.device)
+        heard = torch.cat(said)[back]
     wide = torch.promote_types(x.dtype, torch.float32)
-    heard = torch.cat(said)[back].unflatten(0, (-1, K)).to(wide)  # (tokens, K, D)
-    return (weights.to(wide) @ heard).to(x.dtype).reshape(x.shape)
+    return (weights.to(wide) @ heard.unflatten(0, (-1, K)).to(wide)).to(x.dtype).reshape(x.shape)

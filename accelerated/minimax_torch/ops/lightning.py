@@ -1,5 +1,7 @@
 """Twin of `minimax_numpy.ops.lightning`: same names, same order, on tensors."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +16,11 @@ def decay_slopes(
     num_heads: int, layer_idx: int, num_layers: int, rule: str = "original", device: torch.device | None = None
 ) -> Slopes:
     """Twin of [decay_slopes][minimax_numpy.ops.lightning.decay_slopes], and its very numbers."""
+    return _slopes(num_heads, layer_idx, num_layers, rule, device)
+
+
+@lru_cache(maxsize=1024)
+def _slopes(num_heads: int, layer_idx: int, num_layers: int, rule: str, device: torch.device | None) -> Slopes:
     return torch.from_numpy(np.asarray(reference.decay_slopes(num_heads, layer_idx, num_layers, rule))).to(device)
 
 
@@ -59,6 +66,10 @@ def lightning_attention_chunked(
         raise ValueError(f"chunk is {chunk}; a chunk holds at least one position.")
     out_dtype = q.dtype
     q, k, v, state = _prepare(q, k, v, state, mask)
+    if q.shape[2] == 1 and mask is None:  # decode: one step needs no tables
+        keep = torch.exp(-slopes.double()).to(q.device, q.dtype)[:, None, None]  # (H, 1, 1)
+        state = torch.addcmul(k.mT @ v, keep, state)
+        return (q @ state).to(out_dtype), state
     out, state = Chunked.apply(q, k, v, state, slopes, mask, chunk)
     return out.to(out_dtype), state
 

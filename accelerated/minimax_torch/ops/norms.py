@@ -1,15 +1,15 @@
 """Twin of `minimax_numpy.ops.norms`: same names, same order, on tensors."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 
 def rms_norm(x: Float[Tensor, "*axes n"], weight: Float[Tensor, "n"], eps: float = 1e-5) -> Float[Tensor, "*axes n"]:
     """Twin of [rms_norm][minimax_numpy.ops.norms.rms_norm]."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
-    return (weight * (wide * scale)).to(x.dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return F.rms_norm(x.to(wide), weight.shape, weight.to(wide), eps).to(x.dtype)
 
 
 def inner_norm(x: Float[Tensor, "B T Hd"], weight: Float[Tensor, "Hd"], eps: float = 1e-6) -> Float[Tensor, "B T Hd"]:
