@@ -5,7 +5,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 SHAPES := --jaxtyping-packages=minimax_numpy,minimax_torch,beartype.beartype
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow lint docs notebooks generated tiny clean
+.PHONY: demo test test-slow lint docs browse notebooks generated tiny clean
 
 demo: .venv/torch  ## cross-check the small model, and generate from it with both twins
 	@$(BIN)/minimax-twin demo
@@ -24,6 +24,9 @@ lint: .venv/test  ## style and types
 
 docs: .venv/docs  ## build the site into site/
 	$(BIN)/mkdocs build --strict --quiet
+
+browse: .venv/test docs  ## look at every page of the site in a browser; needs Chromium
+	$(BIN)/python tests/docs/browse.py
 
 notebooks: .venv/test  ## run every notebook from top to bottom
 	$(BIN)/python -m pytest -n 2 tests/notebooks/test_notebooks.py

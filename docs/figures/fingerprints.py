@@ -71,8 +71,8 @@ def figures():
     )
     point = (
         "Each mistake leaves its own pattern of errors over heads and positions: reading before writing shows "
-        "everywhere, forgetting the state only in a second call, a padded position that decays only behind the padding, a "
-        "wrong layer factor only once something is remembered."
+        "everywhere, forgetting the state only in a second call, a padded position that decays only behind the "
+        "padding, a wrong layer factor only once something is remembered."
     )
     return {"fingerprints.svg": sheet(440, 262, point, parts)}
 

@@ -4,7 +4,20 @@ from pathlib import Path
 from textwrap import indent
 
 from minimax_numpy.check.exercises import CHAPTERS, EXERCISES
+from minimax_numpy.check.exercises.registry import KINDS
 from minimax_numpy.check.grade import MODULE, POINTS
+
+ASKED = {
+    "predict": "what comes out, before you run it",
+    "by hand": "a case small enough for paper",
+    "implement": "a function, from its equation",
+    "derive": "a formula, and what it gives here",
+    "debug": "which mistake is in a broken model",
+    "measure": "a few lines that find a number",
+    "estimate": "bytes, parameters, work",
+    "design": "a choice that meets a budget",
+    "port": "one op in your own language",
+}
 
 LEAD = """\
 <!-- Written by make_exercises.py: change that, not this. -->
@@ -26,8 +39,11 @@ Help: exercise.hint("2.1", 1), then 2, then exercise.solution("2.1").
 ```
 
 `exercise()` lists them all, `exercise("2.3")` asks, `exercise.stub("2.3")` is where to begin, and
-`exercise("2.3", mine)` gives the verdict. `broken(1)` to `broken(8)` are the models of chapter 9. Those with points are
-graded: see [Grading](../teach/grading.md).
+`exercise("2.3", mine)` gives the verdict. `broken(1)` to `broken(8)` are the models of chapter 9, and an answer to
+chapter 10 is a file that your program wrote, in any language. Those with points are graded: see
+[Grading](../teach/grading.md).
+
+{kinds}
 """
 
 
@@ -69,10 +85,20 @@ def chapter(number):
     return "\n\n".join([f"## {number} · {CHAPTERS[number]}", "\n".join(table), *map(entry, inside)])
 
 
+def kinds():
+    """A table of the kinds and the exercises of each."""
+    table = ["| kind | what is asked | exercises |", "|---|---|---|"]
+    for kind in KINDS:
+        links = [f"[{n}](#{anchor(asked)})" for n, asked in EXERCISES.items() if asked.kind == kind]
+        table.append(f"| {kind} | {ASKED[kind]} | {' · '.join(links)} |")
+    return "\n".join(table)
+
+
 def page():
     """The Markdown of the page."""
     hours = round(sum(asked.minutes for asked in EXERCISES.values()) / 60)
-    return "\n\n".join([LEAD.format(count=len(EXERCISES), hours=hours).rstrip(), *map(chapter, CHAPTERS)]) + "\n"
+    lead = LEAD.format(count=len(EXERCISES), hours=hours, kinds=kinds()).rstrip()
+    return "\n\n".join([lead, *map(chapter, CHAPTERS)]) + "\n"
 
 
 if __name__ == "__main__":

@@ -117,6 +117,46 @@ def attention_blind_to_itself(q, k, v):
     return weighted(q, k, v, visible=lambda t, j: j < t or t == 0)
 
 
+def summed(q, k, v, visible=lambda t, j: j <= t, scale=1.0, divided=False):
+    """Attention without a softmax in two loops."""
+    out = np.zeros((len(q), v.shape[1]), q.dtype)
+    for t in range(len(q)):
+        w = [scale * (q[t] @ k[j]) for j in range(len(k)) if visible(t, j)]
+        out[t] = sum((w_j * v[j] for w_j, j in zip(w, range(len(k)))), np.zeros(v.shape[1], q.dtype))
+        out[t] /= sum(w) if divided else 1
+    return out
+
+
+@right("1.5")
+def linear_in_loops(q, k, v):
+    return summed(q, k, v)
+
+
+@right("1.5")
+def linear_by_a_running_sum(q, k, v):
+    return np.einsum("td,tde->te", q, np.cumsum(np.einsum("td,te->tde", k, v), axis=0))
+
+
+@wrong("1.5", "scores are still scaled by 1/√d")
+def linear_scaled(q, k, v):
+    return summed(q, k, v, scale=q.shape[1] ** -0.5)
+
+
+@wrong("1.5", "queries see the future, as they do when kᵀ v is summed over the whole text")
+def linear_summed_at_once(q, k, v):
+    return q @ (k.T @ v)
+
+
+@wrong("1.5", "weights are still divided by their sum")
+def linear_divided(q, k, v):
+    return summed(q, k, v, divided=True)
+
+
+@wrong("1.5", "a token does not see itself")
+def linear_blind_to_itself(q, k, v):
+    return summed(q, k, v, visible=lambda t, j: j < t)
+
+
 # --- 2 -------------------------------------------------------------------------------------------------------------
 
 

@@ -1,18 +1,19 @@
 """Every exercise is a contract: its stub fails and teaches, its solution passes, a mistake is called by its name."""
 
-import math
 import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 from exercises.answers import RIGHT, WRONG, in_float32
+from exercises.programs import written
 from minimax_numpy import MiniMaxConfig, MiniMaxForCausalLM, ops
 from minimax_numpy.check import DEFECTS, broken, exercise
 from minimax_numpy.check.exercises import CHAPTERS, EXERCISES, intact
 from minimax_numpy.check.exercises.chapter9 import KEYS, examine, symptom
 from minimax_numpy.check.exercises.functions import FLOAT32, answers, attempt
-from minimax_numpy.check.exercises.registry import build
+from minimax_numpy.check.exercises.registry import KINDS, build
+from minimax_numpy.check.exercises.values import worth
 from minimax_numpy.check.judge import rms
 
 IMPLEMENTING = [e for e in EXERCISES.values() if e.task]
@@ -22,8 +23,10 @@ right_answers = pytest.mark.parametrize("number, function", RIGHT, ids=[f.__name
 
 
 def made(asked, source):
-    """What a piece of source of an exercise is worth: its function, or its value."""
-    return build(source, asked.task.function) if asked.task else eval(source, {"np": np, "math": math})
+    """What a piece of source of an exercise is worth: its function, its value, or the file that it writes."""
+    if asked.kind == "port":
+        return written(source)
+    return build(source, asked.task.function) if asked.task else worth(source)
 
 
 @every_exercise
@@ -35,6 +38,10 @@ def test_an_exercise_is_whole(number):
     assert all((asked.title, asked.statement, asked.reason, *asked.hints)) and asked.hints[0] != asked.hints[1]
     assert asked.solution.strip() not in asked.stub + asked.statement
     assert str(exercise(number)).endswith(asked.statement) and asked.title in exercise()
+
+
+def test_there_are_exercises_of_every_kind():
+    assert {asked.kind for asked in EXERCISES.values()} == set(KINDS)
 
 
 @every_exercise
@@ -154,6 +161,27 @@ def recurrent_in_place(q, k, v, slopes, state):
 )
 def test_a_number_that_nobody_knows_is_too_large_or_too_small(answer, told):
     assert told in str(exercise("1.1", answer))
+
+
+@pytest.mark.parametrize(
+    "number, design",
+    [("6.5", (112, 7, 2560)), ("6.5", [144, 9, 2048]), ("7.7", (15, 13_038)), ("7.7", (25, 8_232)),
+     ("7.5", (["linear_attention"] * 20 + ["full_attention"]) * 3 + ["linear_attention"] * 17)],
+)  # fmt: skip
+def test_another_design_that_meets_the_budget_is_right(number, design):
+    assert (verdict := exercise(number, design)).ok, verdict
+
+
+@pytest.mark.parametrize(
+    "number, design, told",
+    [("6.5", (128, 8), "three whole numbers"), ("6.5", (128, 8, 2304.0), "three whole numbers"),
+     ("6.5", (128, 8, 2300), "multiple of 256"), ("6.5", (96, 6, 3072), "927,048,304 sets. That is less"),
+     ("6.5", (1024, 8, 2304), "too many"), ("7.7", 20, "two whole numbers"), ("7.7", (81, 9_000), "80 layers"),
+     ("7.7", (14, 13_897), "back 194,544 tokens. That is not far enough"), ("7.7", (26, 8_192), "more than 1 GiB"),
+     ("7.7", (15, 13_039), "more than 1 GiB")],
+)  # fmt: skip
+def test_a_design_that_does_not_is_told_why(number, design, told):
+    assert told in str(exercise(number, design))
 
 
 def test_the_page_of_exercises_is_up_to_date():

@@ -85,7 +85,14 @@ def judge_golden(folder: str | os.PathLike, against: str | os.PathLike) -> Repor
 
     Raises FileNotFoundError or ValueError where either is not what it should be.
     """
-    folder = Path(folder)
+    report, name, outcomes = compare(Path(folder), against)
+    if report.first and name:
+        report.looks_like, report.cure = nearest_mistake(name, by_case(name, outcomes))
+    return report
+
+
+def compare(folder: Path, against: str | os.PathLike) -> tuple[Report, str | None, list]:
+    """The report without its guess, the op's name, and what was found of each answer of an op that is there."""
     told = read_story(folder)
     inputs, expected = (read_tensors(folder / f"{name}.safetensors") for name in ("inputs", "expected"))
     found = read_tensors(against)
@@ -124,12 +131,10 @@ def judge_golden(folder: str | os.PathLike, against: str | os.PathLike) -> Repor
         judge(row, x, exact, allowed)
         if row.wrong and x.shape == exact.shape:
             row.where = first_wrong(np.abs(x - exact), allowed, " ".join("BTHd"[: exact.ndim]))
-    if report.first and name:
-        report.looks_like, report.cure = nearest_mistake(name, _by_case(name, outcomes))
     unknown = [key for key in found if key not in expected and key != "input_ids"]
     if unknown:
         report.notes.append(f"not compared, for there is no such answer: {', '.join(unknown[:4])}")
-    return report
+    return report, name, outcomes
 
 
 def read_story(folder: Path) -> dict:
@@ -160,8 +165,8 @@ def rebuild(i: int, numbers: dict, inputs: dict[str, np.ndarray]) -> Case:
     return Case(numbers["case"], arguments)
 
 
-def _by_case(name: str, outcomes: list) -> list:
-    """Outcomes of whole cases, the answers that are missing taken for right."""
+def by_case(name: str, outcomes: list) -> list:
+    """Outcomes of those cases of which every answer is there."""
     merged: dict[str, tuple[Case, dict]] = {}
     for case, rows, found, exact, part in outcomes:
         merged.setdefault(case.label, (case, {}))[1][part] = (rows[0], found[0], exact[0])

@@ -214,24 +214,29 @@ def nearest_mistake(name: str, outcomes: list) -> tuple[str | None, str | None]:
         planted = defect.plant(ops)
         if name not in planted or "rms_norm" in planted and len(planted) > 1:  # needs the whole model around it
             continue
-        distances = []
-        for case, rows, found, expected in outcomes:
-            try:
-                mistaken = answers(planted[name], case, getattr(ops, name))
-            except Exception:  # the mistake is impossible in this case
-                mistaken = expected
-            for row, f, e, m in zip(rows, found, expected, mistaken, strict=True):
-                f, m = counted(case, f, e, row.part), counted(case, m, e, row.part)
-                if not np.isfinite(m).all():  # a mistake that NaN at padding drowns
-                    continue
-                e = counted(case, e, e, row.part)
-                if row.wrong or (m.shape == e.shape and rms(m - e) > row.allowed * rms(e)):
-                    noise = row.allowed * rms(e) if row.allowed > 1e-10 else 0.0
-                    distances.append(resemblance(f, e, m, noise))
-        score = float(np.mean(distances)) if distances else 1.0
+        score = unlikeness(outcomes, planted[name], getattr(ops, name))
         if score < best:
             best, named = score, defect
     return (None, None) if named is None else (named.says, named.cure)
+
+
+def unlikeness(outcomes: list, mistake: Callable, right: Callable) -> float:
+    """Mean distance from a mistaken op over the answers that either of the two gets wrong."""
+    distances = []
+    for case, rows, found, expected in outcomes:
+        try:
+            mistaken = answers(mistake, case, right)
+        except Exception:  # the mistake is impossible in this case
+            mistaken = expected
+        for row, f, e, m in zip(rows, found, expected, mistaken, strict=True):
+            f, m = counted(case, f, e, row.part), counted(case, m, e, row.part)
+            if not np.isfinite(m).all():  # a mistake that NaN at padding drowns
+                continue
+            e = counted(case, e, e, row.part)
+            if row.wrong or (m.shape == e.shape and rms(m - e) > row.allowed * rms(e)):
+                noise = row.allowed * rms(e) if row.allowed > 1e-10 else 0.0
+                distances.append(resemblance(f, e, m, noise))
+    return float(np.mean(distances)) if distances else 1.0
 
 
 # --- The sweep -----------------------------------------------------------------------------------------------------

@@ -9,18 +9,20 @@
     exercise.hint("2.3", 1)      a hint, then a second one
     exercise.solution("2.3")     a solution, with its reason
 
-A number is chapter.n. Chapter 9 hands out broken models with `broken`.
+A number is chapter.n. Chapter 9 hands out broken models with `broken`; an answer to chapter 10 is a file's path.
 """
 
 from typing import Any
 
-from . import chapter1, chapter2, chapter3, chapter4, chapter5, chapter6, chapter7, chapter8, chapter9
+from . import chapter1, chapter2, chapter3, chapter4, chapter5, chapter6, chapter7, chapter8, chapter9, chapter10
 from .chapter9 import broken, intact
 from .registry import EXERCISES, Exercise, Verdict
 
 __all__ = ["CHAPTERS", "EXERCISES", "Exercise", "Verdict", "broken", "exercise", "intact"]
 
-MODULES = (chapter1, chapter2, chapter3, chapter4, chapter5, chapter6, chapter7, chapter8, chapter9)
+MODULES = (
+    chapter1, chapter2, chapter3, chapter4, chapter5, chapter6, chapter7, chapter8, chapter9, chapter10,
+)  # fmt: skip
 CHAPTERS = {
     i: (m.__doc__ or "").partition(" · ")[2].partition(".")[0].partition(":")[0] for i, m in enumerate(MODULES, 1)
 }

@@ -146,3 +146,78 @@ number(
     ),
     within=1e-5,
 )
+
+
+def linear_cases(rng):
+    """As long as wide, longer, a single token, values of another width, float32."""
+    for label, T, d, e in (("shapes", 6, 6, 6), ("shapes", 9, 4, 4), ("one token", 1, 4, 4), ("wide values", 7, 4, 9)):
+        q, k, v = (rng.standard_normal((T, n)) for n in (d, d, e))
+        yield Case(label, {"q": q, "k": k, "v": v})
+    q, k, v = (rng.standard_normal((12, 4)).astype(np.float32) for _ in range(3))
+    yield Case("float32", {"q": q, "k": k, "v": v})
+
+
+@implement(
+    "1.5",
+    "Remove the softmax",
+    minutes=8,
+    difficulty=1,
+    hints=(
+        "Begin with 1.3 and take things out: no scale, no −inf, no exponential, no division.",
+        "The scores themselves weigh the values: zero those with j > t, then multiply by v.",
+    ),
+    reason="Nothing but sums and products is left, so the sum over j may be kept between tokens: that is chapter 2. "
+           "Nothing makes the weights positive or their sum 1: this model norms the output afterwards instead.",
+    cases=linear_cases,
+    truth=lambda q, k, v: ops.lightning_attention_direct(q[None, None], k[None, None], v[None, None], np.zeros(1))[0][
+        0, 0
+    ],
+    outputs={"out": "T e"},
+    mistakes=(
+        Edit("scores are still scaled by 1/√d", "The scale belonged to the softmax: leave it out.", "q @ k.T",
+             "q @ k.T * q.shape[-1] ** -0.5"),
+        Edit("queries see the future, as they do when kᵀ v is summed over the whole text",
+             "Query t sums over keys j ≤ t only.", "np.where(np.tri(T, dtype=bool), scores, 0)", "scores"),
+        Edit("weights are still divided by their sum", "Without an exponential the sum may be 0 or negative: leave the "
+             "division out.", "return weights @ v", "return (weights / weights.sum(axis=-1, keepdims=True)) @ v"),
+        Edit("a token does not see itself", "j ≤ t: the diagonal counts.", "np.tri(T, dtype=bool)",
+             "np.tri(T, k=-1, dtype=bool)"),
+        Edit("the exponential is still there", "The bare product q·k is the weight.", "scores = q @ k.T",
+             "scores = np.exp(q @ k.T)"),
+        Edit("hidden scores become −inf", "−inf hides from an exponential. Here a hidden weight is 0.", "scores, 0)",
+             "scores, -np.inf)"),
+    ),
+)  # fmt: skip
+def linear_attention(q, k, v):
+    """Causal attention of one head without its softmax: out_t = Σ_{j≤t} (q_t·k_j) v_j.
+
+    q, k [T, d], v [T, e] → [T, e]. No scale, nothing to divide by. float32 in, float32 out.
+    """
+    T = len(q)
+    scores = q @ k.T
+    weights = np.where(np.tri(T, dtype=bool), scores, 0)
+    return weights @ v
+
+
+number(
+    "1.6",
+    "Twice the scores",
+    "predict",
+    "A head with d = 4 gives two keys the weights ¼ and ¾. Somebody leaves out the scale 1/√d. What weight has the "
+    "second key then?",
+    minutes=5,
+    difficulty=2,
+    solution="3**2 / (1 + 3**2)",
+    reason="All scores double, so every power is squared: odds of 1 : 3 become 1 : 9. So does a temperature of ½.",
+    hints=("By what factor do the scores grow?", "e^(2x) = (e^x)²: what happens to the odds 1 : 3?"),
+    mistakes=(
+        Mistake("the weights themselves are thought to stay", "Only the same number *added* to all scores changes "
+                "nothing.", "3 / 4"),
+        Mistake("the odds are doubled", "A score that doubles squares its power: 1 : 9, not 1 : 6.", "6 / 7"),
+        Mistake("the scores are halved, not doubled", "Without 1/√4 they are twice as large.",
+                "3**0.5 / (1 + 3**0.5)"),
+        Mistake("d, not √d, is left out", "1/√d = ½: the scores double, they do not grow fourfold.",
+                "3**4 / (1 + 3**4)"),
+        Mistake("the sharper weights are not divided by their sum", "1 and 9 are powers: divide by 10.", "9"),
+    ),
+)  # fmt: skip

@@ -187,3 +187,55 @@ number(
         Mistake("1 / (2 s) is taken for half", "Decay is exponential: ln 2 / s.", "8"),
     ),
 )
+
+
+number(
+    "2.6",
+    "Who has forgotten “the”",
+    "predict",
+    "Layer 0 of MiniMax-Text-01, 64 heads. 500 tokens after it was written, in how many heads is less than 1 % of "
+    "“the” left?",
+    minutes=8,
+    difficulty=2,
+    solution="sum(math.exp(-500 * 2 ** (-8 * (h + 1) / 64) * (1 + 1e-5)) < 0.01 for h in range(64))",
+    reason="e^(−500 s) < 0.01 where s > ln 100 / 500 = 0.0092. s = 2^(−(h+1)/8), so h + 1 ≤ 54: heads 0 … 53. Ten "
+           "heads still know it, the last with 14 % of its weight.",
+    hints=("How large must s be for e^(−500 s) < 0.01?", "2^(−(h+1)/8) > ln 100 / 500: take logarithms, base 2."),
+    mistakes=(
+        Mistake("the index of the slowest such head is given", "Heads 0 … 53 are 54 heads.", "53"),
+        Mistake("half forgotten, or all but 37 %, counts as forgotten",
+                "Every head of layer 0 has lost that much. Solve e^(−500 s) < 0.01.", "64"),
+        Mistake("the heads that still know it are counted", "The question asks for those that have forgotten.", "10"),
+        Mistake("a tenth is taken for 1 %", "ln 100, not ln 10.", "62"),
+        Mistake("a thousandth is taken for 1 %", "ln 100, not ln 1000.", "49"),
+        Mistake("one head too many is counted", "s of head 54 is 0.0085: 1.4 % are left.", "55"),
+    ),
+)  # fmt: skip
+
+number(
+    "2.7",
+    "Room for strangers",
+    "derive",
+    "n values are stored in one state under random keys of length 1 in d = 128 channels, and nothing decays. Reading "
+    "one of them brings along a little of all others. From which n on is what comes along expected to be at least half "
+    "as large as the value itself?",
+    minutes=10,
+    difficulty=3,
+    solution="128 / 4 + 1",
+    reason="The product of two random directions has variance 1/d, so n − 1 strangers add √((n − 1)/d) of a value: ½ "
+           "at n − 1 = d/4. A state is not full all at once: it blurs.",
+    hints=(
+        "kᵢᵀ S = vᵢ + Σ (kᵢ·kⱼ) vⱼ. What is the variance of kᵢ·kⱼ for two random directions?",
+        "The variances 1/d of n − 1 strangers add up; the size is the root: √((n − 1)/d) = ½.",
+    ),
+    mistakes=(
+        Mistake("sizes are added, not variances, or the root is left out",
+                "Independent errors add as squares: √((n − 1)/d) = ½.", "128 / 2 + 1"),
+        Mistake("the value itself is counted among the strangers", "There are n − 1 of them.", "128 / 4"),
+        Mistake("the error is as large as the value, not half as large", "√((n − 1)/d) = ½.", "128 + 1"),
+        Mistake("d values are thought to fit without a trace", "Only with keys at right angles; these are random.",
+                "128"),
+        Mistake("the product of two random directions is taken for 1/d", "Its variance is 1/d, its size 1/√d.",
+                "128**2 / 4 + 1"),
+    ),
+)  # fmt: skip

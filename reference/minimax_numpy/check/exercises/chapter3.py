@@ -178,3 +178,63 @@ number(
         Mistake("the scores are given, not the ratio", "Divide T² by T C.", "4096 * 256"),
     ),
 )
+
+
+number(
+    "3.6",
+    "The best chunk",
+    "derive",
+    "One head, d = e = 128, chunks of C in the equations of 3.4, every product a full matrix product. Between chunks "
+    "the state is read from memory and written back, and moving one number takes as long as 256 multiply-adds. Which "
+    "C takes the least time a token? (Leave everything else out; C need not be whole.)",
+    minutes=12,
+    difficulty=3,
+    solution="math.sqrt(256 * 128)",
+    reason="A chunk takes 2 C² d multiply-adds inside, 2 C d² with the state, and 2 d² moves. By token: 2 C d + 2 d² + "
+           "512 d²/C, least where 2 d = 512 d²/C². The middle term does not depend on C. A kernel that keeps the state "
+           "on the chip has no such moves, and takes the C that its tiles like.",
+    hints=(
+        "Count a chunk: q kᵀ and its product with v inside, q S and kᵀ v with the state; then divide by C.",
+        "2 C d + 2 d² + 512 d²/C multiply-adds a token: take the derivative by C.",
+    ),
+    mistakes=(
+        Mistake("the state is moved one way only, or the products are balanced against each other",
+                "It is read and written, 2 d² numbers; and the products with the state do not depend on C.", "128"),
+        Mistake("only one of the two products inside a chunk is counted, or their triangles",
+                "q kᵀ and its product with v are full squares: 2 C² d.", "math.sqrt(2 * 256 * 128)"),
+        Mistake("only the multiply-adds are counted", "Then C = 1 is best; the moves are what chunks save.", "1"),
+        Mistake("the root is left out", "2 d = 512 d²/C² gives C², not C.", "256 * 128"),
+        Mistake("moves are taken to cost as much as a multiply-add", "Each takes as long as 256 of them.",
+                "math.sqrt(128)"),
+    ),
+)  # fmt: skip
+
+number(
+    "3.7",
+    "The tempting factorisation",
+    "measure",
+    "e^(−s(r−i)) is e^(−s r) · e^(+s i): two vectors in place of a table. Form both in float32 for r, i = 1 … 256 and "
+    "s = 2^(−1/8), the fastest head of layer 0 (leave out the 1e-5). On the diagonal, r = i, the product should be 1. "
+    "For how many of the 256 positions is it not even finite?",
+    minutes=8,
+    difficulty=2,
+    solution="s, r = np.float32(2 ** (-1 / 8)), np.arange(1, 257, dtype=np.float32)\n"
+             "with np.errstate(all=\"ignore\"):\n"
+             "    diagonal = np.exp(-s * r) * np.exp(s * r)\n"
+             "answer = np.count_nonzero(~np.isfinite(diagonal))\n",
+    reason="e^x overflows float32 at x = 88.7, so from i = 97 on: infinity times a small number is infinity, times an "
+           "underflowed 0 it is NaN. Subtract before you exponentiate, and no exponent is ever positive.",
+    hints=(
+        "np.exp(s * r) with both in float32; then np.isfinite.",
+        "Where does e^(+s i) overflow? float32 ends near 3.4 · 10³⁸, which is e^88.7.",
+    ),
+    mistakes=(
+        Mistake("only NaN is counted", "Infinity is not finite either.", "143"),
+        Mistake("the finite ones are counted", "The question asks for the others.", "96"),
+        Mistake("it is formed in float64, where nothing overflows yet", "float32 ends at e^88.7, float64 at e^709.",
+                "0"),
+        Mistake("the slope is taken for 1", "s = 2^(−1/8) = 0.917.", "256 - 88"),
+        Mistake("the whole table below the diagonal is counted", "On the diagonal only.",
+                "256 * 257 / 2 - 96 * (96 + 1) / 2 - 96 * 160"),
+    ),
+)  # fmt: skip

@@ -137,3 +137,59 @@ def grouped_attention(q, k, v):
     scores = np.where(np.tri(T, J, J - T, dtype=bool), scores, -np.inf)
     powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True) @ v
+
+
+number(
+    "4.4",
+    "Slower than the text is long",
+    "derive",
+    "Pair i of R = 64 rotating channels turns by base^(−2i/R) radians a token, base 10,000,000. From which i on does a "
+    "pair take more than 1,048,576 tokens for one full turn?",
+    minutes=8,
+    difficulty=2,
+    solution="math.ceil(32 * math.log(1048576 / (2 * math.pi)) / math.log(1e7))",
+    reason="A turn takes 2π · base^(2i/R) tokens: more than 1,048,576 where i > 32 · ln(166,886) / ln(10⁷) = 23.9. "
+           "Pairs 24 … 31 never come round within a million tokens: there each of their angles means one distance.",
+    hints=("How many tokens make 2π?", "2π · base^(2i/64) > 1,048,576: take logarithms and round up."),
+    mistakes=(
+        Mistake("a turn is taken for one radian", "A full turn is 2π.",
+                "math.ceil(32 * math.log(1048576) / math.log(1e7))"),
+        Mistake("it is rounded down", "At i = 23 a turn takes 675,197 tokens: too few.", "23"),
+        Mistake("the frequencies are those of the whole head", "R = 64 stands in the exponent, not d = 128.",
+                "math.ceil(64 * math.log(1048576 / (2 * math.pi)) / math.log(1e7))"),
+        Mistake("the rotary base is 10,000", "With base 10,000 no pair is so slow: the slowest turns in 47,118 tokens.",
+                "math.ceil(32 * math.log(1048576 / (2 * math.pi)) / math.log(1e4))"),
+        Mistake("R/2 stands in the exponent", "2i/R, not 2i/(R/2).",
+                "math.ceil(16 * math.log(1048576 / (2 * math.pi)) / math.log(1e7))"),
+        Mistake("the slow pairs are counted", "The question asks where they begin.", "8"),
+    ),
+)  # fmt: skip
+
+number(
+    "4.5",
+    "What a rotated score knows",
+    "predict",
+    "A head has d = 4 and rotates R = 2: one pair, which turns by one radian a token, and two channels that pass "
+    "through. Before rotary the query is (1, 0, 1, 0) and the key (1, 0, ½, 0). The query stands at position 1,007, "
+    "the key at 1,004. What is q·k after rotary, before any scale?",
+    minutes=6,
+    difficulty=2,
+    solution="math.cos(3) + 0.5",
+    reason="Two turned vectors see the difference of their angles only, so the pair gives cos(1,007 − 1,004); what "
+           "passes through adds its ½ at any distance. Moved by a thousand, the score is the same.",
+    hints=(
+        "What is the product of (cos a, sin a) and (cos b, sin b)?",
+        "cos a cos b + sin a sin b = cos(a − b). Then add the channels that do not turn.",
+    ),
+    mistakes=(
+        Mistake("the channels that pass through are left out", "They add 1 · ½, wherever the tokens stand.",
+                "math.cos(3)"),
+        Mistake("the angles are added", "cos a cos b + sin a sin b is the cosine of the difference.",
+                "math.cos(1007 + 1004) + 0.5"),
+        Mistake("only the query is turned", "Key and query are both turned, each by its own position.",
+                "math.cos(1007) + 0.5"),
+        Mistake("nothing is turned", "The pair turns by one radian a token.", "1.5"),
+        Mistake("the other two channels turn as well", "R = 2 of d = 4 rotate; the rest pass through.",
+                "1.5 * math.cos(3)"),
+    ),
+)  # fmt: skip

@@ -189,3 +189,38 @@ number(
         Mistake("the eighth root is taken", "The exponent is ¼.", "160**0.125"),
     ),
 )
+
+
+number(
+    "5.6",
+    "What is left of the embedding",
+    "measure",
+    "Suppose every update has the length of the normed stream and a direction of its own, at right angles to all "
+    "others, and all gains are 1. MiniMax-Text-01 joins 160 of them (alpha = 160^¼, beta = 1), norming before each. "
+    "How long is the embedding's part of the normed stream at the end, where all of it has length 1?",
+    minutes=10,
+    difficulty=2,
+    solution="alpha, parts = 160**0.25, np.array([1.0])  # the length of each contribution\n"
+             "for _ in range(160):\n"
+             "    parts = np.append(alpha * parts, 1.0)  # join ...\n"
+             "    parts /= np.linalg.norm(parts)  # ... and norm\n"
+             "answer = parts[0]\n",
+    reason="Each join shrinks what was there by α/√(α² + 1) = 0.9627, and 0.9627¹⁶⁰ = 0.0023. With α = 1 it would be "
+           "0.7071¹⁶⁰ = 8e-25: α decides how long a layer is heard.",
+    hints=(
+        "Keep one number for each contribution: multiply all by alpha, append 1, divide by the length of the whole.",
+        "parts = np.append(alpha * parts, 1.0), then parts / np.linalg.norm(parts), 160 times.",
+    ),
+    mistakes=(
+        Mistake("80 joins are counted", "A layer joins two updates: attention and experts.",
+                "(160**0.25 / np.sqrt(160**0.5 + 1)) ** 80"),
+        Mistake("its share of the square is given", "A length was asked for, not its square.",
+                "(160**0.25 / np.sqrt(160**0.5 + 1)) ** 320"),
+        Mistake("alpha is left out", "The normed stream is multiplied by alpha before each join.", "0.5**80"),
+        Mistake("lengths are added as if all pointed one way", "At right angles squares add: √(α² + 1).",
+                "(160**0.25 / (160**0.25 + 1)) ** 160"),
+        Mistake("every contribution is taken to count the same", "What came later is longer: it was shrunk less often.",
+                "1 / np.sqrt(161)"),
+    ),
+    within=5e-3,
+)  # fmt: skip

@@ -1,11 +1,14 @@
 """6 · Experts and routing."""
 
+import math
+from typing import Any
+
 import numpy as np
 
 from ... import ops
 from ..single import Case
 from .functions import implement
-from .registry import Edit, Mistake, planted
+from .registry import Edit, Exercise, Mistake, Verdict, planted, register
 from .values import number
 
 
@@ -156,5 +159,82 @@ number(
                 "32 * 32 * (1 / 32) * (1 / 32)"),
         Mistake("the factor E is left out", "E · Σ f_e P_e.", "32 * (2 / 32) * (1 / 32)"),
         Mistake("the sum over the experts is left out", "Add over all 32.", "32 * (2 / 32) * (1 / 32) / 32"),
+    ),
+)  # fmt: skip
+
+
+AT_WORK, IN_A_LAYER, SETS = 2 * 9216, 32 * 9216, 10**9  # hidden units of MiniMax-Text-01's experts; sets asked for
+
+
+def judge_experts(exercise: Exercise, answer: Any) -> Verdict:
+    """No more parameters than now, almost all that may be at work, and many sets of experts."""
+    if answer is ... or answer is None:
+        return exercise.failed("There is no answer yet. A way to begin:", exercise.hints[0])
+    if not isinstance(answer, list | tuple) or [type(n) for n in answer] != [int] * 3 or min(answer) < 1:
+        return exercise.failed("The answer is three whole numbers, (E, K, F).")
+    E, K, F = answer
+    if K > E or F % 256:
+        return exercise.failed("K is at most E, and F a multiple of 256.")
+    not_smaller, still_two, still_few = exercise.mistakes
+    if E * F > IN_A_LAYER or K * F > AT_WORK:
+        told = f"E · F = {E * F:,} of {IN_A_LAYER:,} in a layer, K · F = {K * F:,} of {AT_WORK:,} at work: too many."
+        return exercise.failed(told, mistake=not_smaller if F == 9216 else None)
+    if K * F < 0.95 * AT_WORK:
+        told = f"K · F = {K * F:,}: only {K * F / AT_WORK:.0%} of the {AT_WORK:,} hidden units that may be at work."
+        return exercise.failed(told, mistake=still_two if K <= 2 else None)
+    told = f"{K} of {E} experts: {math.comb(E, K):,} sets."
+    if math.comb(E, K) < SETS:
+        return exercise.failed(f"{told} That is less than a billion.", mistake=still_few if E <= 32 else None)
+    return exercise.passed(told)
+
+
+register(
+    Exercise(
+        "6.5",
+        "Finer experts",
+        "design",
+        10,
+        2,
+        "A layer of MiniMax-Text-01 has E = 32 experts of F = 9,216 hidden units, and K = 2 of them see a token: one "
+        "of 496 sets. Choose other E, K and F, with no more expert parameters in a layer and no more at work on a "
+        "token than now, at least 95 % of those that may be at work used, F a multiple of 256, and at least a billion "
+        "sets. Answer with (E, K, F).",
+        (
+            "An expert has 3 · D · F parameters, so E · F and K · F are what may not grow.",
+            "Cut every expert into n: E · n experts of F/n hidden units, K · n at work. How many sets for n = 3?",
+        ),
+        "answer = ...  # (E, K, F)\n",
+        "(32 * 4, 2 * 4, 9216 // 4)",
+        "Experts cut into four cost the same and combine in 1.4 · 10¹² ways. (Into three, 0.93 · 10⁹: not quite.) The "
+        "price is paid elsewhere: thinner matrices, and a token that is sent to up to eight machines in place of two.",
+        judge_experts,
+        (
+            Mistake("there are more experts, but of the same size", "Make them smaller as they become more: E · F and "
+                    "K · F may not grow.", "(128, 8, 9216)"),
+            Mistake("still only two experts are at work, on a token that may have more", "Smaller experts leave room "
+                    "for more of them: K · F = 18,432.", "(128, 2, 2304)"),
+            Mistake("there are still only 32 experts", "Smaller experts leave room for more of them: E · F = 294,912.",
+                    "(32, 8, 2304)"),
+        ),
+    )
+)  # fmt: skip
+
+number(
+    "6.6",
+    "A near tie",
+    "predict",
+    "A router's scores for experts 0 to 3 are 1.0, 5.004, 5.008 and 5.012. They are rounded to bfloat16, which has 8 "
+    "significant bits, before the best expert is taken. Which one is that? Answer with its index.",
+    minutes=4,
+    difficulty=2,
+    solution="np.argmax(np.round(32 * np.array([1.0, 5.004, 5.008, 5.012])) / 32)",
+    reason="Between 4 and 8 bfloat16 numbers are 1/32 apart: all three become 5.0, and among equals the lower index "
+           "comes first. So this model's routers are float32, and the scores are computed in it.",
+    hints=("How far apart are bfloat16 numbers between 4 and 8?", "Among equal scores the lower index comes first."),
+    mistakes=(
+        Mistake("it is routed as without rounding", "5.004, 5.008 and 5.012 are one number in bfloat16.", "3"),
+        Mistake("index 0 is taken, though its score is lower", "Only experts 1, 2 and 3 are equal.", "0"),
+        Mistake("the score is given", "Answer with the expert's index.", "5"),
+        Mistake("experts are counted from 1", "The first expert is expert 0.", "2"),
     ),
 )  # fmt: skip

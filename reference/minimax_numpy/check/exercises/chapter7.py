@@ -214,3 +214,86 @@ register(
         ),
     )
 )  # fmt: skip
+
+
+number(
+    "7.6",
+    "A million tokens remembered",
+    "estimate",
+    "Everything that MiniMax-Text-01 keeps of one text of 1,048,576 tokens: the keys and values of ten softmax layers "
+    "(8 heads of 128 channels, bfloat16) and the states of seventy lightning layers (64 heads, float32). How many "
+    "bytes?",
+    minutes=5,
+    difficulty=1,
+    solution="10 * 2 * 8 * 128 * 2 * 1048576 + 70 * 64 * 128 * 128 * 4",
+    reason="40 GiB of keys and values and 280 MiB of states: 99 % of the memory is that of one layer in eight. With "
+           "softmax in all 80 layers it would be 320 GiB.",
+    hints=("Keys and values grow with the text, states do not.", "40,960 bytes a token, and once 293,601,280."),
+    mistakes=(
+        Mistake("the states are left out", "Add 70 · 64 · 128² · 4 bytes.", "10 * 2 * 8 * 128 * 2 * 1048576"),
+        Mistake("all 80 layers are taken to keep keys, or keys of all 64 query heads are counted",
+                "Seventy layers keep a state instead, and in the ten eight query heads share a key head.",
+                "80 * 2 * 8 * 128 * 2 * 1048576"),
+        Mistake("values are forgotten", "A token keeps a key and a value.",
+                "10 * 8 * 128 * 2 * 1048576 + 70 * 64 * 128 * 128 * 4"),
+        Mistake("keys in float32 are counted", "A bfloat16 has two bytes.",
+                "10 * 2 * 8 * 128 * 4 * 1048576 + 70 * 64 * 128 * 128 * 4"),
+        Mistake("a state is taken to grow with the text", "It is one [128, 128] matrix a head, once.",
+                "10 * 2 * 8 * 128 * 2 * 1048576 + 70 * 64 * 128 * 128 * 4 * 1048576"),
+    ),
+)  # fmt: skip
+
+A_KEY, WHOLE, NARROWEST, REACH = 2 * 8 * 128 * 2, 2**30, 8_192, 195_000  # bytes, bytes, tokens, tokens
+
+
+def judge_window(exercise: Exercise, answer: Any) -> Verdict:
+    """Within the memory, wide enough for one layer, and far enough for all."""
+    if answer is ... or answer is None:
+        return exercise.failed("There is no answer yet. A way to begin:", exercise.hints[0])
+    if not isinstance(answer, list | tuple) or [type(x) for x in answer] != [int] * 2 or min(answer) < 1:
+        return exercise.failed("The answer is two whole numbers, (n, w).")
+    n, w = answer
+    if n > 80:
+        return exercise.failed("There are 80 layers.")
+    keys, states, reach = n * w * A_KEY, (80 - n) * A_STATE, n * (w - 1)
+    told = f"Keys and values take {keys / 2**20:,.1f} MiB, states {states / 2**20:,.0f} MiB, and {n} layers reach back "
+    told += f"{reach:,} tokens."
+    no_states, too_narrow, as_released = exercise.mistakes
+    if keys + states > WHOLE:
+        return exercise.failed(f"{told} That is more than 1 GiB.", mistake=no_states if keys <= WHOLE else None)
+    if w < NARROWEST:
+        return exercise.failed(f"{told} One layer sees {w:,}.", mistake=too_narrow)
+    if reach < REACH:
+        return exercise.failed(f"{told} That is not far enough.", mistake=as_released if n <= 10 else None)
+    return exercise.passed(told)
+
+
+register(
+    Exercise(
+        "7.7",
+        "A window for 1 GiB",
+        "design",
+        12,
+        3,
+        "Eighty layers as in MiniMax-Text-01, n of them softmax with a sliding window of w keys, the others lightning "
+        "(exercise 7.1: 4 MiB of state each; a key with its value takes 4,096 bytes in a layer). Choose n and w so "
+        "that the cache never takes more than 1 GiB, one softmax layer sees at least 8,192 tokens, and n of them in a "
+        "row hand something on from at least 195,000 tokens back, w − 1 each. Answer with (n, w).",
+        (
+            "n · w · 4,096 bytes of keys and values, (80 − n) · 4 MiB of states: 1 GiB for both.",
+            "Ten layers do not reach far enough. Each softmax layer more frees a state: 4 MiB, 1,024 keys.",
+        ),
+        "answer = ...  # (n, w)\n",
+        "(20, 10_000)",
+        "n from 15 to 25 can do it: fewer do not reach far enough, more leave each window too narrow. What lies beyond "
+        "a window is handed on, not looked up: only within w tokens does one layer find a thing exactly.",
+        judge_window,
+        (
+            Mistake("the states are forgotten", "80 − n lightning layers keep 4 MiB each.", "(20, 12_000)"),
+            Mistake("the windows are too narrow for one look", "w ≥ 8,192: fewer layers, wider windows.",
+                    "(40, 5_000)"),
+            Mistake("it is left at ten softmax layers, as released",
+                    "Each softmax layer more frees the 4 MiB of a state.", "(10, 19_000)"),
+        ),
+    )
+)  # fmt: skip

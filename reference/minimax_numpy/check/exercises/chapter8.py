@@ -123,3 +123,70 @@ number(
     ),
     within=0.02,
 )  # fmt: skip
+
+
+number(
+    "8.5",
+    "Where a rounded factor hurts most",
+    "derive",
+    "A head keeps e^(−s) of its memory at each token, s = 2^(−8). The factor is rounded once, to float32, with a "
+    "relative error of at most u = 2^(−24), and then compounded. After n tokens, what is left of a written 1 is off by "
+    "some amount, to first order in u. How large is that amount at most, over all n?",
+    minutes=10,
+    difficulty=3,
+    solution="2.0**-24 / (2.0**-8 * math.e)",
+    reason="(e^(−s)(1 + u))ⁿ ≈ e^(−s n)(1 + n u): off by n u e^(−s n), which is largest at n = 1/s = 256. The relative "
+           "error grows for ever, but on less and less. The slower the head, the larger u/(s e).",
+    hints=(
+        "(1 + u)ⁿ is about 1 + n u: what does that make of e^(−s n)?",
+        "n u e^(−s n): set its derivative by n to 0.",
+    ),
+    mistakes=(
+        Mistake("the relative error is given", "Multiply it by what is left, e^(−1).", "2.0**-24 / 2.0**-8"),
+        Mistake("the largest error is looked for where half is left", "n e^(−s n) is largest at n = 1/s.",
+                "2.0**-24 * math.log(2) / 2.0**-8 / 2"),
+        Mistake("the error of one step is given", "The factor is compounded: n u, not u.", "2.0**-24"),
+        Mistake("the spacing of float32 numbers is taken for u", "Rounding to nearest errs by half of it: 2^(−24).",
+                "2.0**-23 / (2.0**-8 * math.e)"),
+        Mistake("the n is given, not the amount", "At n = 256, how much is it?", "256"),
+    ),
+    within=1e-2,
+)  # fmt: skip
+
+number(
+    "8.6",
+    "A type in which the mistake shows",
+    "measure",
+    "Take l/L for l/(L − 1) in the slopes of layer 3 of 80, 8 heads. Draw q, k, v with "
+    "`np.random.default_rng(0).standard_normal((3, 1, 8, 256, 32))` and run `ops.lightning_attention_chunked` with the "
+    "right slopes and with these: how far apart are the outputs, as RMS over RMS? Then round the right output to "
+    "bfloat16, float16 and float32 (`minimax_numpy.trace.round_to`) and measure that in the same way. In which "
+    "smallest type is rounding less than a tenth of the mistake? Answer with its significant bits: 8, 11, 24 or 53.",
+    minutes=12,
+    difficulty=2,
+    solution="from minimax_numpy import ops\n"
+             "from minimax_numpy.trace import round_to\n\n"
+             "q, k, v = np.random.default_rng(0).standard_normal((3, 1, 8, 256, 32))\n"
+             "rates = 2.0 ** -np.arange(1, 9)\n"
+             "right = ops.lightning_attention_chunked(q, k, v, rates * (1 - 3 / 79 + 1e-5))[0]\n"
+             "wrong = ops.lightning_attention_chunked(q, k, v, rates * (1 - 3 / 80 + 1e-5))[0]\n\n\n"
+             "def error(x):\n"
+             "    return np.sqrt(np.mean((x - right) ** 2) / np.mean(right**2))\n\n\n"
+             "bits = {\"bfloat16\": 8, \"float16\": 11, \"float32\": 24, \"float64\": 53}\n"
+             "answer = min(n for kind, n in bits.items() if error(round_to(right, kind)) < error(wrong) / 10)\n",
+    reason="The mistake changes the output by 2.3e-4. bfloat16 rounds it by 1.7e-3, float16 by 2.1e-4, float32 by "
+           "2.5e-8. In 16 bits a model with this mistake passes for a right one that rounds: structure is judged in "
+           "float64, low precision for its rounding only.",
+    hints=(
+        "np.sqrt(np.mean((x - right) ** 2) / np.mean(right ** 2)) for the wrong output and for each rounded one.",
+        "The mistake makes about 2e-4. Which roundings are below 2e-5?",
+    ),
+    mistakes=(
+        Mistake("a type is taken whose rounding is as large as the mistake",
+                "float16 rounds this output by 2.1e-4, the mistake changes it by 2.3e-4.", "11"),
+        Mistake("bfloat16 is thought to show it", "bfloat16 rounds this output by 1.7e-3, seven times the mistake.",
+                "8"),
+        Mistake("the safest type is given", "float64 shows it, but so does a smaller one.", "53"),
+        Mistake("the bits of a whole number are given", "The significant ones: 24 of a float32's 32.", "32"),
+    ),
+)  # fmt: skip

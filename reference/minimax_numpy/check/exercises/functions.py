@@ -162,7 +162,9 @@ def position(row: Row, x: np.ndarray, exact: np.ndarray, axes: str) -> str:
     if index is None:
         return f"Its relative error is {row.error:.1e}; {row.allowed:.0e} is allowed."
     place = ", ".join(f"{axis} = {i}" for axis, i in zip(axes.split(), index))
-    there = f"At {place} it is {x[index]:.6g}, not {exact[index]:.6g}" if place else f"It is {x:.6g}, not {exact:.6g}"
+    mine, right = x[index], exact[index]
+    digits = 6 if f"{mine:.6g}" != f"{right:.6g}" else 15
+    there = f"{f'At {place} it' if place else 'It'} is {mine:.{digits}g}, not {right:.{digits}g}"
     return f"{there}; the relative error of all of it is {row.error:.1e}."
 
 

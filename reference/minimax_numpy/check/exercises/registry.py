@@ -17,7 +17,7 @@ import numpy as np
 from ..defects import DEFECTS
 from ..single import Case
 
-KINDS = ("predict", "by hand", "implement", "derive", "debug", "measure", "estimate", "design")
+KINDS = ("predict", "by hand", "implement", "derive", "debug", "measure", "estimate", "design", "port")
 EXERCISES: dict[str, "Exercise"] = {}
 
 

@@ -1,5 +1,6 @@
 """Exercises whose answer is a number: judged with a tolerance; a typical wrong value is recognised by name."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -25,8 +26,8 @@ def number(
 ) -> None:
     """Register an exercise answered by a number.
 
-    ``solution`` and the mistakes are expressions that know ``np`` and ``math``; ``within`` is a relative error:
-    1e-3 takes an answer given to four figures.
+    ``solution`` and the mistakes are expressions that know ``np`` and ``math``, or lines that set ``answer``;
+    ``within`` is a relative error: 1e-3 takes an answer given to four figures.
     """
 
     def judge(exercise: Exercise, answer: Any) -> Verdict:
@@ -40,9 +41,21 @@ def number(
     )
 
 
-def value(expression: str) -> float:
-    """What an expression of ours is worth."""
-    return float(eval(expression, {"np": np, "math": math}))
+@functools.cache
+def value(source: str) -> float:
+    """The number that a piece of source of ours is worth."""
+    return float(worth(source))
+
+
+def worth(source: str) -> Any:
+    """What a piece of source of ours is worth: that of an expression, or of ``answer`` after lines that set it."""
+    known: dict[str, Any] = {"np": np, "math": math}
+    try:
+        expression = compile(source, "<an answer>", "eval")
+    except SyntaxError:
+        exec(compile(source, "<an answer>", "exec"), known)
+        return known["answer"]
+    return eval(expression, known)
 
 
 def judge_number(exercise: Exercise, answer: Any, within: float) -> Verdict:
