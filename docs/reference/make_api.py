@@ -34,7 +34,7 @@ PAGES = {
         "PyTorch",
         "accelerated/minimax_torch",
         ["shapes", "ops", *(f"ops.{name}" for name in OPS.split()), "cache", "layers", "model", "generate"],
-        ["quantize", "streaming", "hooks"],
+        ["kernels.lightning", "quantize", "streaming", "hooks"],
         "The twin: the same names in the same order, on tensors. An entry says only where it differs from the "
         "reference, and links to it for the rest.",
     ),
