@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TOGETHER = 32  # chunks whose scores exist at one time
+TOGETHER = 2**18  # scores, or numbers of q, that exist at one time on a CPU: a megabyte stays in its caches
 
 
 class Chunked(torch.autograd.Function):
@@ -72,9 +72,11 @@ class Piece:
 
 
 def pieces(T: int, chunk: int, slopes: Tensor, mask: Tensor | None, like: Tensor) -> Iterator[tuple[Piece, tuple]]:
-    """Whole chunks, `TOGETHER` at a time, then the short one; with each its decay tables."""
+    """Whole chunks, some at a time, then the short one; with each its decay tables."""
     full = T // chunk
-    cuts = [(i * chunk, min(TOGETHER, full - i), chunk) for i in range(0, full, TOGETHER)]
+    B, H, _, d = like.shape
+    some = max(1, (64 if like.is_cuda else 1) * TOGETHER // max(B * H * chunk * max(chunk, d), 1))
+    cuts = [(i * chunk, min(some, full - i), chunk) for i in range(0, full, some)]
     if T % chunk:
         cuts.append((full * chunk, 1, T % chunk))
     known: dict[int, tuple] = {}

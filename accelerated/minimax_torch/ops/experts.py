@@ -25,9 +25,9 @@ def swiglu(
     hidden_act: str = "silu",
 ) -> Float[Tensor, "*tokens D"]:
     """Twin of [swiglu][minimax_numpy.ops.experts.swiglu]."""
-    hidden = linear(x, gate_up)  # (…, 2F)
-    F = down.shape[1]
-    return linear(activate(hidden[..., :F], hidden_act) * hidden[..., F:], down)
+    gate, up = linear(x, gate_up).chunk(2, dim=-1)  # (…, F) each
+    gate = activate(gate, hidden_act)
+    return linear(gate * up if torch.is_grad_enabled() else gate.mul_(up), down)
 
 
 def mix_experts(
@@ -40,17 +40,27 @@ def mix_experts(
 ) -> Float[Tensor, "*tokens D"]:
     """Twin of [mix_experts][minimax_numpy.ops.experts.mix_experts]."""
     flat, K = x.reshape(-1, x.shape[-1]), weights.shape[-1]
-    weights, chosen = weights.reshape(-1, 1, K), indices.reshape(-1)
-    if isinstance(gate_up, Tensor) and isinstance(down, Tensor):  # one gradient for all: not one as large for each
-        gate_up, down = gate_up.unbind(), down.unbind()
-    if len(flat) == 1:
-        heard = torch.cat([swiglu(flat, gate_up[e], down[e], hidden_act) for e in chosen.tolist()])
-    else:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    weights, chosen = weights.reshape(-1, K).to(wide), indices.reshape(-1)
+    if torch.is_grad_enabled():
+        if isinstance(gate_up, Tensor) and isinstance(down, Tensor):  # one gradient for all: not one as large for each
+            gate_up, down = gate_up.unbind(), down.unbind()
         order = chosen.argsort(stable=True)  # choices, expert by expert
         given = flat[order // K].split(chosen.bincount(minlength=len(gate_up)).tolist())
-        said = [swiglu(t, gate_up[e], down[e], hidden_act) for e, t in enumerate(given) if len(t)]
+        said = [swiglu(t, gate_up[e], down[e], hidden_act) for e, t in enumerate(given) if len(t)] or [flat]
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=x.device)
-        heard = torch.cat(said)[back]
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return (weights.to(wide) @ heard.unflatten(0, (-1, K)).to(wide)).to(x.dtype).reshape(x.shape)
+        heard = torch.cat(said)[back].unflatten(0, (-1, K))  # (tokens, K, D)
+        return (weights[:, None] @ heard.to(wide)).to(x.dtype).reshape(x.shape)
+    if len(flat) == 1:
+        said = [swiglu(flat, gate_up[e], down[e], hidden_act) for e in chosen.tolist()]
+        return (weights @ torch.cat(said).to(wide)).to(x.dtype).reshape(x.shape)
+    mixed = torch.zeros_like(flat, dtype=wide)
+    order = chosen.argsort(stable=True)
+    loads = chosen.bincount(minlength=len(gate_up)).tolist()
+    tokens, shares = (order // K).split(loads), weights.reshape(-1, 1)[order].split(loads)
+    for e, (t, share) in enumerate(zip(tokens, shares)):
+        if len(t):
+            said = swiglu(flat.index_select(0, t), gate_up[e], down[e], hidden_act)
+            mixed.index_add_(0, t, said.to(wide).mul_(share))
+    return mixed.to(x.dtype).reshape(x.shape)

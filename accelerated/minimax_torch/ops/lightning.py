@@ -12,16 +12,20 @@ from ..kernels.chunks import Chunked
 from ..shapes import Keys, Mask, Outputs, Queries, Slopes, State, Values
 
 
-def decay_slopes(
-    num_heads: int, layer_idx: int, num_layers: int, rule: str = "original", device: torch.device | None = None
-) -> Slopes:
+def decay_slopes(num_heads: int, layer_idx: int, num_layers: int, rule: str = "original") -> Slopes:
     """Twin of [decay_slopes][minimax_numpy.ops.lightning.decay_slopes], and its very numbers."""
-    return _slopes(num_heads, layer_idx, num_layers, rule, device)
+    return _slopes(num_heads, layer_idx, num_layers, rule)
 
 
 @lru_cache(maxsize=1024)
-def _slopes(num_heads: int, layer_idx: int, num_layers: int, rule: str, device: torch.device | None) -> Slopes:
-    return torch.from_numpy(np.asarray(reference.decay_slopes(num_heads, layer_idx, num_layers, rule))).to(device)
+def _slopes(num_heads: int, layer_idx: int, num_layers: int, rule: str) -> Slopes:
+    return torch.from_numpy(np.asarray(reference.decay_slopes(num_heads, layer_idx, num_layers, rule)))
+
+
+@lru_cache(maxsize=1024)
+def _there(slopes: Slopes, device: torch.device) -> Slopes:
+    """Slopes on a device, moved once: tensors are known by who they are, not by what they hold."""
+    return slopes.to(device)
 
 
 def lightning_attention_direct(
@@ -66,9 +70,11 @@ def lightning_attention_chunked(
         raise ValueError(f"chunk is {chunk}; a chunk holds at least one position.")
     out_dtype = q.dtype
     q, k, v, state = _prepare(q, k, v, state, mask)
+    slopes = slopes if slopes.device == q.device else _there(slopes, q.device)
     if q.shape[2] == 1 and mask is None:  # decode: one step needs no tables
-        keep = torch.exp(-slopes.double()).to(q.device, q.dtype)[:, None, None]  # (H, 1, 1)
-        state = torch.addcmul(k.mT @ v, keep, state)
+        keep = torch.exp(-slopes.double()).to(q.dtype)[:, None, None]  # (H, 1, 1)
+        state = keep * state
+        state = torch.addcmul(state, k.mT, v) if torch.is_grad_enabled() else state.addcmul_(k.mT, v)
         return (q @ state).to(out_dtype), state
     out, state = Chunked.apply(q, k, v, state, slopes, mask, chunk)
     return out.to(out_dtype), state

@@ -39,7 +39,8 @@ def output_gate(
     y: Float[Tensor, "B T Hd"], x: Hidden, project: Callable[[Hidden], Float[Tensor, "B T Hd"]]
 ) -> Float[Tensor, "B T Hd"]:
     """Twin of [output_gate][minimax_numpy.ops.pointwise.output_gate]."""
-    return sigmoid(project(x)) * y
+    gate = sigmoid(project(x))
+    return gate * y if torch.is_grad_enabled() else gate.mul_(y)
 
 
 def add_residual(x: Hidden, normed: Hidden, update: Hidden, alpha: float, beta: float, postnorm: bool = True) -> Hidden:
