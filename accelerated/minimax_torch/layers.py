@@ -78,7 +78,7 @@ class LightningSelfAttention(nn.Module):
         q, k, v = ops.split_qkv(self.qkv_proj(x), H, config.hidden_act)  # (B, H, T, d) each
         q, k, v = (step.unpack(heads) for heads in (q, k, v))
         padding = {} if step.mask is None else {"mask": step.mask}
-        chunk = min(config.block_size, config.head_dim)  # a wider one costs more inside than it saves between
+        chunk = min(config.block_size, 2 * config.head_dim)  # a wider one costs more inside than it saves between
         out, state = ops.lightning_attention_chunked(q, k, v, slopes, state, chunk=chunk, **padding)
         state = self.state(state)
         y = self.norm(ops.merge_heads(step.pack(out)))  # (B, T, H·d)
