@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .cache import Cache, fingerprint_of, held_positions, to_bits
+from .kernels.token import Decoder
 from .layers import DecoderLayer, RMSNorm, Step
 from .ops.attention import check_implementation
 from .quantize import Quantized, quantize, replace_parameter
@@ -39,6 +40,8 @@ class Pretrained(nn.Module):
     """The name that config.json calls this model by; a subclass goes by it too."""
     streamed: Streamed | None = None
     """The weights, where they are read from the shards as they are used."""
+    decoder: Decoder | None = None
+    """What `compile_decode` made."""
     _known: tuple[Any, int | None] = (None, None)  # the first router, and its fingerprint
 
     def __init__(
@@ -105,6 +108,14 @@ class Pretrained(nn.Module):
             known = None if router.is_meta else fingerprint_of(router.detach().float().cpu().numpy())
             self._known = router, known
         return self._known[1]
+
+    def compile_decode(self) -> None:
+        """Decode on a CPU by [token.c][minimax_torch.kernels.token], one call a layer, wherever it can.
+
+        Raises RuntimeError, one sentence long, where there is no C compiler.
+        """
+        body: Any = getattr(self, "model", self)
+        body.decoder = Decoder(body.layers)
 
     @property
     def device(self) -> torch.device:
@@ -195,9 +206,10 @@ class MiniMaxModel(Pretrained):
         step, lengths = plan_step(self.config, x.shape[:2], mask, position_ids, memory.lengths, cu_seqlens)
 
         hidden_states, router_logits = [x], []
+        decoder = self.decoder if self.decoder is not None and self.decoder.takes(x, step) else None
         with memory.advancing(lengths, x.dtype):
-            for layer, layer_memory in zip(self.layers, memory.layers, strict=True):
-                x, logits = layer(x, step, layer_memory)
+            for i, (layer, layer_memory) in enumerate(zip(self.layers, memory.layers, strict=True)):
+                x, logits = decoder(i, x, step, layer_memory) if decoder else layer(x, step, layer_memory)
                 hidden_states += [x] if output_hidden_states else []
                 router_logits.append(logits)
         x = self.norm(x)

@@ -61,6 +61,6 @@ def mix_experts(
     tokens, shares = (order // K).split(loads), weights.reshape(-1, 1)[order].split(loads)
     for e, (t, share) in enumerate(zip(tokens, shares)):
         if len(t):
-            said = swiglu(flat.index_select(0, t), gate_up[e], down[e], hidden_act)
-            mixed.index_add_(0, t, said.to(wide).mul_(share))
+            y = swiglu(flat.index_select(0, t), gate_up[e], down[e], hidden_act)
+            mixed.index_add_(0, t, y.to(wide).mul_(share))
     return mixed.to(x.dtype).reshape(x.shape)
