@@ -1,11 +1,13 @@
 // One token of one layer for B rows, on a CPU: every weight is read once, and hardly anything else is done.
 //
-// The functions are those of minimax_torch.layers, in their order, for T = 1. Threads share the rows of each matrix;
-// they wait for each other where the next step needs all of the last one (each "omp for" ends in a barrier).
+// The functions are those of minimax_torch.layers, in their order, for T = 1. Threads share the rows of each matrix, and
+// wait for each other where the next step needs all of the last one. Waiting is dear where other programs run, so what is
+// small (norms, the router, the gate) every thread does for itself, and a thread that projects a head also remembers it.
 // Numbers are float32; a matrix is float32, or int8 codes with a scale for each row, which are never written out wide.
 
 #include <math.h>
 #include <omp.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,37 +30,66 @@ typedef struct {
 
 // ---- Products -------------------------------------------------------------------------------------------------------
 
-#define FOUR(TYPE)                                                                      \
-    const TYPE *a = (const TYPE *)w.data + r0 * n, *b = (const TYPE *)w.data + r1 * n;  \
-    const TYPE *c = (const TYPE *)w.data + r2 * n, *e = (const TYPE *)w.data + r3 * n;  \
-    _Pragma("omp simd reduction(+ : s0, s1, s2, s3)") for (int64_t i = 0; i < n; i++) { \
-        s0 += (float)a[i] * x[i], s1 += (float)b[i] * x[i];                             \
-        s2 += (float)c[i] * x[i], s3 += (float)e[i] * x[i];                             \
-    }
+typedef float Floats __attribute__((vector_size(64)));  // 16 at a time, whatever the processor makes of it
+typedef float LooseFloats __attribute__((vector_size(64), aligned(4)));
+typedef int8_t LooseCodes __attribute__((vector_size(16), aligned(1)));
 
-// Four rows of a matrix times x: four sums at a time keep the arithmetic busy while the next weights come.
-static void four_rows(Matrix w, int64_t n, int64_t r0, int64_t r1, int64_t r2, int64_t r3, const float *x, float y[4]) {
-    float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+static float sum(Floats x) {
+    float s[16];
+    memcpy(s, &x, sizeof s);
+    for (int half = 8; half; half /= 2)
+        for (int i = 0; i < half; i++) s[i] += s[i + half];
+    return s[0];
+}
+
+// Four rows of a matrix times x. Four sums at a time keep the arithmetic busy, and what comes next is fetched meanwhile:
+// left to itself the processor stops at the end of every page of 4 KB. A second x finds the rows here, and fetches not.
+#define FOUR(TYPE, LOOSE)                                                                                         \
+    const TYPE *a = (const TYPE *)w.data + r[0] * n, *b = (const TYPE *)w.data + r[1] * n;                        \
+    const TYPE *c = (const TYPE *)w.data + r[2] * n, *e = (const TYPE *)w.data + r[3] * n;                        \
+    const int64_t size = sizeof(TYPE), line = 64 / size, step = r[1] == r[0] + 1 ? 4 : 2;                         \
+    const int64_t ahead = n * size > 8192 ? 4096 / size : 2 * n * step;                                           \
+    Floats A = {0}, B = {0}, C = {0}, E = {0};                                                                    \
+    int64_t i = 0;                                                                                                \
+    for (; i + 16 <= n; i += 16) {                                                                                \
+        if (fetch && i % line == 0) {                                                                                      \
+            __builtin_prefetch(a + ahead + i), __builtin_prefetch(b + ahead + i);                                 \
+            __builtin_prefetch(c + ahead + i), __builtin_prefetch(e + ahead + i);                                 \
+        }                                                                                                         \
+        Floats y = *(const LooseFloats *)(x + i);                                                                 \
+        A += __builtin_convertvector(*(const LOOSE *)(a + i), Floats) * y;                                        \
+        B += __builtin_convertvector(*(const LOOSE *)(b + i), Floats) * y;                                        \
+        C += __builtin_convertvector(*(const LOOSE *)(c + i), Floats) * y;                                        \
+        E += __builtin_convertvector(*(const LOOSE *)(e + i), Floats) * y;                                        \
+    }                                                                                                             \
+    s0 = sum(A), s1 = sum(B), s2 = sum(C), s3 = sum(E);                                                           \
+    for (; i < n; i++) s0 += a[i] * x[i], s1 += b[i] * x[i], s2 += c[i] * x[i], s3 += e[i] * x[i];
+
+static void four(Matrix w, int64_t n, const int64_t r[4], const float *x, float y[4], int fetch) {
+    float s0, s1, s2, s3;
     if (w.scales) {
-        FOUR(int8_t)
-        s0 *= w.scales[r0] / 127, s1 *= w.scales[r1] / 127, s2 *= w.scales[r2] / 127, s3 *= w.scales[r3] / 127;
+        FOUR(int8_t, LooseCodes)
+        s0 *= w.scales[r[0]] / 127, s1 *= w.scales[r[1]] / 127, s2 *= w.scales[r[2]] / 127, s3 *= w.scales[r[3]] / 127;
     } else {
-        FOUR(float)
+        FOUR(float, LooseFloats)
     }
     y[0] = s0, y[1] = s1, y[2] = s2, y[3] = s3;
 }
 
-// Rows r … r + 3; past the last one, the last one again.
-static void rows_at(Matrix w, int64_t m, int64_t n, int64_t r, const float *x, float y[4]) {
-    int64_t last = m - 1;
-    four_rows(w, n, r, r + 1 < m ? r + 1 : last, r + 2 < m ? r + 2 : last, r + 3 < m ? r + 3 : last, x, y);
+// Rows r … r + 3; past the last of m, the last one again.
+static void rows_at(Matrix w, int64_t m, int64_t n, int64_t r, const float *x, float y[4], int fetch) {
+    int64_t rows[4];
+    for (int i = 0; i < 4; i++) rows[i] = r + i < m ? r + i : m - 1;
+    four(w, n, rows, x, y, fetch);
 }
 
 static float dot(const float *a, const float *b, int64_t n) {
-    float s = 0;
-#pragma omp simd reduction(+ : s)
-    for (int64_t i = 0; i < n; i++) s += a[i] * b[i];
-    return s;
+    Floats s = {0};
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) s += *(const LooseFloats *)(a + i) * *(const LooseFloats *)(b + i);
+    float rest = sum(s);
+    for (; i < n; i++) rest += a[i] * b[i];
+    return rest;
 }
 
 // ---- Pointwise ------------------------------------------------------------------------------------------------------
@@ -93,131 +124,147 @@ static void route(const float *logits, int64_t E, int64_t K, int64_t *chosen, fl
     for (int64_t k = 0; k < K; k++) share[k] /= sum;
 }
 
-// The part of n rows that is the calling thread's.
+// The part of n things that is the calling thread's.
 static void my_part(int64_t n, int64_t *from, int64_t *to) {
-    int64_t each = (n + omp_get_num_threads() - 1) / omp_get_num_threads(), start = each * omp_get_thread_num();
-    *from = start < n ? start : n, *to = start + each < n ? start + each : n;
+    int64_t threads = omp_get_num_threads(), t = omp_get_thread_num();
+    *from = n * t / threads, *to = n * (t + 1) / threads;
 }
 
-// x, the residual stream after attention, becomes the layer's output. Called by every thread of a team.
-static void sparse_moe(const Layer *L, int64_t B, float *x, float *n2, float *hidden, float *logits, int64_t *chosen,
-                       float *share) {
-    int64_t D = L->D, E = L->E, K = L->K, F = L->F;
-#pragma omp for schedule(static)
-    for (int64_t b = 0; b < B; b++) {
-        rms_norm(x + b * D, L->norm2, L->eps, D, n2 + b * D);
-        for (int64_t e = 0; e < E; e++) logits[b * E + e] = dot(L->router + e * D, n2 + b * D, D);
-        route(logits + b * E, E, K, chosen + b * K, share + b * K);
+// Wait for all threads of the team. OpenMP's own barrier spins for milliseconds, which starves the very thread that is
+// waited for where another program has taken its core; this one soon hands the core over.
+static void meet(int *arrived, int *round) {
+    int now = __atomic_load_n(round, __ATOMIC_ACQUIRE);
+    if (__atomic_add_fetch(arrived, 1, __ATOMIC_ACQ_REL) == omp_get_num_threads()) {
+        __atomic_store_n(arrived, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(round, now + 1, __ATOMIC_RELEASE);
+    } else {
+        for (int spins = 0; __atomic_load_n(round, __ATOMIC_ACQUIRE) == now; spins++)
+            if (spins > 4000) sched_yield();
     }
-    // hidden[b, k] = act(gate) · up. Each thread takes its part of every expert, so that all have as much to read; what
-    // it takes of one expert lies together, and is read once for all rows that chose it.
-    int64_t from, to;
-    my_part(F, &from, &to);
-    for (int64_t e = 0; e < E; e++)
-        for (int64_t r = from; r < to; r += 2)
-            for (int64_t c = 0; c < B * K; c++)
-                if (chosen[c] == e) {
-                    int64_t s = r + 1 < to ? r + 1 : r;
-                    float y[4];
-                    four_rows(L->up[e], D, r, F + r, s, F + s, n2 + c / K * D, y);
-                    hidden[c * F + r] = activate(y[0], L->gelu) * y[1];
-                    hidden[c * F + s] = activate(y[2], L->gelu) * y[3];
-                }
-#pragma omp barrier
-    my_part(D, &from, &to);
-    for (int64_t b = 0; b < B; b++)
-        for (int64_t i = from; i < to; i++) x[b * D + i] = L->mlp_alpha * (L->postnorm ? n2 : x)[b * D + i];
-    for (int64_t e = 0; e < E; e++)
-        for (int64_t r = from; r < to; r += 4)
-            for (int64_t c = 0; c < B * K; c++)
-                if (chosen[c] == e) {
-                    float y[4];
-                    rows_at(L->down[e], D, F, r, hidden + c * F, y);
-                    for (int64_t i = 0; i < 4 && r + i < to; i++) x[c / K * D + r + i] += L->mlp_beta * share[c] * y[i];
-                }
-#pragma omp barrier
 }
 
-// x = α · (n1 or x) + β · W_o a: what both kinds of attention end with.
-static void join(const Layer *L, int64_t B, const float *a, const float *n1, float *x) {
-    int64_t D = L->D, width = L->H * L->d;
-#pragma omp for schedule(static)
-    for (int64_t r = 0; r < D; r += 4)
-        for (int64_t b = 0; b < B; b++) {
-            float y[4];
-            rows_at(L->out, D, width, r, a + b * width, y);
-            for (int64_t i = r; i < r + 4 && i < D; i++)
-                x[b * D + i] = L->alpha * (L->postnorm ? n1 : x)[b * D + i] + L->beta * y[i - r];
-        }
-}
-
-// ---- The two kinds of layer -----------------------------------------------------------------------------------------
-
-// Scratch of a call: B · scratch_floats(L) floats. The layer reads x (B, D) and leaves its output there.
-int64_t scratch_floats(const Layer *L) {
-    return 2 * L->D + 6 * L->H * L->d + L->K * L->F + 3 * L->K;
-}
+// ---- What the two kinds of layer share; every thread of a team calls these ------------------------------------------
 
 typedef struct {
-    float *n1, *n2, *qkv, *gate, *read, *hidden, *share;
-    int64_t *chosen;
+    float *qkv, *gate, *read, *hidden;    // shared: (B, 3Hd), (B, Hd), (B, Hd), (B, K, F)
+    float *n1, *n2, *a, *logits, *share;  // each thread's own: (B, D), (B, D), (B, Hd), (B, E), (B, K)
+    int64_t *chosen;                      // (B, K)
+    int *arrived, *round;                 // of `meet`, shared
 } Scratch;
 
-static Scratch cut(const Layer *L, int64_t B, float *at) {
+int64_t shared_floats(const Layer *L) { return 5 * L->H * L->d + L->K * L->F; }
+
+int64_t own_floats(const Layer *L) { return 2 * L->D + L->H * L->d + L->E + 4 * L->K; }
+
+static Scratch cut(const Layer *L, int64_t B, float *at, int *meeting) {
     int64_t width = L->H * L->d;
-    Scratch s;
-    s.chosen = (int64_t *)at, at += 2 * B * L->K;  // first, where it is aligned
-    s.n1 = at, at += B * L->D;
-    s.n2 = at, at += B * L->D;
-    s.qkv = at, at += B * 3 * width;
-    s.gate = at, at += B * width;
-    s.read = at, at += B * width;
-    s.hidden = at, at += B * L->K * L->F;
-    s.share = at;
+    Scratch s = {.qkv = at, .gate = at + B * 3 * width, .read = at + B * 4 * width, .hidden = at + B * 5 * width};
+    s.arrived = meeting, s.round = meeting + 1;
+    at += B * shared_floats(L) + omp_get_thread_num() * B * own_floats(L);
+    s.n1 = at, s.n2 = at + B * L->D, s.a = at + B * 2 * L->D;
+    s.logits = s.a + B * width, s.share = s.logits + B * L->E, s.chosen = (int64_t *)(s.share + B * L->K);
+    s.chosen = (int64_t *)(((uintptr_t)s.chosen + 7) & ~(uintptr_t)7);
     return s;
 }
 
+// x = α · (n1 or x) + β · W_o a: what both kinds of attention end with.
+static void join(const Layer *L, int64_t B, const float *a, Scratch s, float *x) {
+    int64_t D = L->D, width = L->H * L->d, from, to;
+    my_part(D, &from, &to);
+    for (int64_t r = from; r < to; r += 4)
+        for (int64_t b = 0; b < B; b++) {
+            float y[4];
+            rows_at(L->out, D, width, r, a + b * width, y, !b);
+            for (int64_t i = r; i < r + 4 && i < to; i++)
+                x[b * D + i] = L->alpha * (L->postnorm ? s.n1 : x)[b * D + i] + L->beta * y[i - r];
+        }
+    meet(s.arrived, s.round);
+}
+
+// x, the residual stream after attention, becomes the layer's output.
+static void sparse_moe(const Layer *L, int64_t B, float *x, float *logits, Scratch s) {
+    int64_t D = L->D, E = L->E, K = L->K, F = L->F, from, to;
+    for (int64_t b = 0; b < B; b++) {
+        rms_norm(x + b * D, L->norm2, L->eps, D, s.n2 + b * D);
+        for (int64_t e = 0; e < E; e++) s.logits[b * E + e] = dot(L->router + e * D, s.n2 + b * D, D);
+        route(s.logits + b * E, E, K, s.chosen + b * K, s.share + b * K);
+    }
+#pragma omp master
+    memcpy(logits, s.logits, B * E * sizeof(float));
+    // hidden[b, k] = act(gate) · up. Each thread takes its part of every expert, so that all have as much to read; what
+    // it takes of one expert lies together, and is read once for all rows that chose it.
+    my_part(F, &from, &to);
+    for (int64_t e = 0; e < E; e++)
+        for (int64_t r = from; r < to; r += 2)
+            for (int64_t c = 0, fetch = 1; c < B * K; c++)
+                if (s.chosen[c] == e) {
+                    int64_t next = r + 1 < to ? r + 1 : r, rows[4] = {r, F + r, next, F + next};
+                    float y[4];
+                    four(L->up[e], D, rows, s.n2 + c / K * D, y, fetch);
+                    fetch = 0;
+                    s.hidden[c * F + r] = activate(y[0], L->gelu) * y[1];
+                    s.hidden[c * F + next] = activate(y[2], L->gelu) * y[3];
+                }
+    meet(s.arrived, s.round);
+    my_part(D, &from, &to);
+    for (int64_t b = 0; b < B; b++)
+        for (int64_t i = from; i < to; i++) x[b * D + i] = L->mlp_alpha * (L->postnorm ? s.n2 : x)[b * D + i];
+    for (int64_t e = 0; e < E; e++)
+        for (int64_t r = from; r < to; r += 4)
+            for (int64_t c = 0, fetch = 1; c < B * K; c++)
+                if (s.chosen[c] == e) {
+                    float y[4];
+                    rows_at(L->down[e], D, F, r, s.hidden + c * F, y, fetch);
+                    fetch = 0;
+                    for (int64_t i = r; i < r + 4 && i < to; i++)
+                        x[c / K * D + i] += L->mlp_beta * s.share[c] * y[i - r];
+                }
+}
+
+// ---- The two kinds of layer: each reads x (B, D) and leaves its output there ----------------------------------------
+
 void lightning_layer(const Layer *L, int64_t B, int threads, float *x, const float *before, float *after, float *logits,
                      float *scratch) {
-    int64_t D = L->D, H = L->H, d = L->d, width = H * d, rows = 4 * width;
-    Scratch s = cut(L, B, scratch);
+    int64_t D = L->D, H = L->H, d = L->d, width = H * d;
+    int meeting[2] = {0, 0};
 #pragma omp parallel num_threads(threads)
     {
-#pragma omp for schedule(static)
+        Scratch s = cut(L, B, scratch, meeting);
         for (int64_t b = 0; b < B; b++) rms_norm(x + b * D, L->norm1, L->eps, D, s.n1 + b * D);
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < rows; r += 4)  // 3 · width rows of qkv, then width rows of the gate
+        int64_t first, last;
+        my_part(H, &first, &last);
+        for (int64_t r = first * 3 * d; r < last * 3 * d; r += 4)  // d is a multiple of 4
             for (int64_t b = 0; b < B; b++) {
-                float y[4];
-                int gated = r >= 3 * width;  // d is a multiple of 4
-                four_rows(gated ? L->gate : L->qkv, D, r - gated * 3 * width, r - gated * 3 * width + 1,
-                          r - gated * 3 * width + 2, r - gated * 3 * width + 3, s.n1 + b * D, y);
-                for (int i = 0; i < 4; i++)
-                    if (gated)
-                        s.gate[b * width + r - 3 * width + i] = sigmoid(y[i]);
-                    else
-                        s.qkv[b * 3 * width + r + i] = activate(y[i], L->gelu);
+                float *y = s.qkv + b * 3 * width + r;
+                rows_at(L->qkv, 3 * width, D, r, s.n1 + b * D, y, !b);
+                for (int i = 0; i < 4; i++) y[i] = activate(y[i], L->gelu);
             }
-#pragma omp for schedule(static)
-        for (int64_t p = 0; p < B * H; p++) {  // S ← e^(−s) S + k vᵀ, o = q S
-            const float *q = s.qkv + p * 3 * d, *k = q + d, *v = k + d, *S = before ? before + p * d * d : 0;
-            float *N = after + p * d * d, *o = s.read + p * d, keep = L->keep[p % H];
-            memset(o, 0, d * sizeof(float));
-            for (int64_t i = 0; i < d; i++)
+        for (int64_t r = first * d; r < last * d; r += 4)
+            for (int64_t b = 0; b < B; b++) {
+                float *y = s.gate + b * width + r;
+                rows_at(L->gate, width, D, r, s.n1 + b * D, y, !b);
+                for (int i = 0; i < 4; i++) y[i] = sigmoid(y[i]);
+            }
+        for (int64_t b = 0; b < B; b++)
+            for (int64_t h = first; h < last; h++) {  // S ← e^(−s) S + k vᵀ, o = q S
+                int64_t p = b * H + h;
+                const float *q = s.qkv + p * 3 * d, *k = q + d, *v = k + d, *S = before ? before + p * d * d : 0;
+                float *N = after + p * d * d, *o = s.read + p * d, keep = L->keep[h];
+                memset(o, 0, d * sizeof(float));
+                for (int64_t i = 0; i < d; i++)
 #pragma omp simd
-                for (int64_t j = 0; j < d; j++) {
-                    N[i * d + j] = (S ? keep * S[i * d + j] : 0) + k[i] * v[j];
-                    o[j] += q[i] * N[i * d + j];
-                }
-        }
-#pragma omp for schedule(static)
+                    for (int64_t j = 0; j < d; j++) {
+                        N[i * d + j] = (S ? keep * S[i * d + j] : 0) + k[i] * v[j];
+                        o[j] += q[i] * N[i * d + j];
+                    }
+            }
+        meet(s.arrived, s.round);
         for (int64_t b = 0; b < B; b++) {
-            float *o = s.read + b * width;
-            rms_norm(o, L->inner, L->inner_eps, width, o);
-            for (int64_t i = 0; i < width; i++) o[i] *= s.gate[b * width + i];
+            rms_norm(s.read + b * width, L->inner, L->inner_eps, width, s.a + b * width);
+            for (int64_t i = 0; i < width; i++) s.a[b * width + i] *= s.gate[b * width + i];
         }
-        join(L, B, s.read, s.n1, x);
-        sparse_moe(L, B, x, s.n2, s.hidden, logits, s.chosen, s.share);
+        join(L, B, s.a, s, x);
+        sparse_moe(L, B, x, logits, s);
     }
 }
 
@@ -231,32 +278,31 @@ static void turn(float *x, const double *frequencies, int64_t R, double position
 // keys and values are (B, G, capacity, d); row b has seen[b] of them, this token's, which goes into slot[b], included.
 void softmax_layer(const Layer *L, int64_t B, int threads, float *x, float *keys, float *values, int64_t capacity,
                    const int64_t *position, const int64_t *slot, const int64_t *seen, float *logits, float *scratch) {
-    int64_t D = L->D, H = L->H, G = L->G, d = L->d, width = H * d, rows = (H + 2 * G) * d;
-    Scratch s = cut(L, B, scratch);
+    int64_t D = L->D, H = L->H, G = L->G, d = L->d, heads = H + 2 * G;
+    int meeting[2] = {0, 0};
 #pragma omp parallel num_threads(threads)
     {
-#pragma omp for schedule(static)
+        Scratch s = cut(L, B, scratch, meeting);
         for (int64_t b = 0; b < B; b++) rms_norm(x + b * D, L->norm1, L->eps, D, s.n1 + b * D);
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < rows; r += 4) {
-            int64_t which = r < width ? 0 : r < width + G * d ? 1 : 2;
-            int64_t first = which == 0 ? r : which == 1 ? r - width : r - width - G * d;
-            for (int64_t b = 0; b < B; b++)
-                four_rows(which == 0 ? L->q : which == 1 ? L->k : L->v, D, first, first + 1, first + 2, first + 3,
-                          s.n1 + b * D, s.qkv + b * 3 * width + r);
+        int64_t first, last;
+        my_part(heads, &first, &last);  // H queries, G keys, G values
+        for (int64_t h = first; h < last; h++) {
+            Matrix w = h < H ? L->q : h < H + G ? L->k : L->v;
+            int64_t g = h < H ? h : (h - H) % G;
+            for (int64_t r = 0; r < d; r += 4)
+                for (int64_t b = 0; b < B; b++)
+                    rows_at(w, (h < H ? H : G) * d, D, g * d + r, s.n1 + b * D, s.qkv + (b * heads + h) * d + r, !b);
+            for (int64_t b = 0; b < B; b++) {
+                float *head = s.qkv + (b * heads + h) * d, *held = (h < H + G ? keys : values);
+                if (h < H + G) turn(head, L->frequencies, L->R, position[b]);
+                if (h >= H) memcpy(held + ((b * G + g) * capacity + slot[b]) * d, head, d * sizeof(float));
+            }
         }
-#pragma omp for schedule(static)
-        for (int64_t p = 0; p < B * (H + 2 * G); p++) {
-            int64_t b = p / (H + 2 * G), h = p % (H + 2 * G), g = h < H + G ? h - H : h - H - G;
-            float *head = s.qkv + b * 3 * width + h * d;
-            if (h < H + G) turn(head, L->frequencies, L->R, position[b]);
-            if (h >= H) memcpy((h < H + G ? keys : values) + ((b * G + g) * capacity + slot[b]) * d, head, d * sizeof(float));
-        }
-#pragma omp for schedule(dynamic)
+        meet(s.arrived, s.round);
+#pragma omp for schedule(dynamic) nowait
         for (int64_t p = 0; p < B * H; p++) {  // a running softmax: what was summed shrinks when a higher score comes
-            int64_t b = p / H, h = p % H;
-            const float *q = s.qkv + b * 3 * width + h * d;
-            const float *k = keys + (b * G + h / (H / G)) * capacity * d, *v = values + (k - keys);
+            int64_t b = p / H, h = p % H, start = (b * G + h / (H / G)) * capacity * d;
+            const float *q = s.qkv + (b * heads + h) * d, *k = keys + start, *v = values + start;
             float *o = s.read + p * d, high = -INFINITY, sum = 0, scale = 1 / sqrtf(d);
             memset(o, 0, d * sizeof(float));
             for (int64_t j = 0; j < seen[b]; j += 16) {
@@ -281,7 +327,8 @@ void softmax_layer(const Layer *L, int64_t B, int threads, float *x, float *keys
             }
             for (int64_t i = 0; i < d; i++) o[i] /= sum;
         }
-        join(L, B, s.read, s.n1, x);
-        sparse_moe(L, B, x, s.n2, s.hidden, logits, s.chosen, s.share);
+        meet(s.arrived, s.round);
+        join(L, B, s.read, s, x);
+        sparse_moe(L, B, x, logits, s);
     }
 }

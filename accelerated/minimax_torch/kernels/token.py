@@ -81,7 +81,7 @@ def library() -> ctypes.CDLL:
                 raise RuntimeError(f"{compiler} could not compile {SOURCE.name} ({why}); do without compile_decode().")
             os.replace(f"{folder}/token.so", built)
     found = ctypes.CDLL(str(built))
-    found.scratch_floats.restype = ctypes.c_int64
+    found.shared_floats.restype = found.own_floats.restype = ctypes.c_int64
     return found
 
 
@@ -133,7 +133,7 @@ class Decoder:
             and all(self.struct(i) is not None for i in range(len(self.layers)))
         )
 
-    def struct(self, i: int) -> tuple[Layer, int, list] | None:
+    def struct(self, i: int) -> tuple[Layer, tuple[int, int], list] | None:
         """The layer's struct and how much scratch a row takes, made again where its weights have moved; None: it is of
         another kind than token.c knows."""
         parts = {field: m._parameters.get(name, m._modules.get(name)) for field, m, name in self.places[i]}
@@ -149,9 +149,10 @@ class Decoder:
         struct, scratch, _ = self.found[i][1]  # type: ignore[index]  # takes() has asked
         B = len(x)
         y, logits = x.clone(memory_format=torch.contiguous_format), x.new_empty(B, 1, struct.E)
-        room = torch.empty(B * scratch + 16)
+        threads = torch.get_num_threads()
+        room = torch.empty(B * (scratch[0] + threads * scratch[1]))
         ends = (ctypes.c_void_p(logits.data_ptr()), ctypes.c_void_p(room.data_ptr()))
-        start = (ctypes.byref(struct), ctypes.c_int64(B), torch.get_num_threads(), ctypes.c_void_p(y.data_ptr()))
+        start = (ctypes.byref(struct), ctypes.c_int64(B), threads, ctypes.c_void_p(y.data_ptr()))
         if isinstance(memory, LightningMemory):
             before = None if memory.state is None else memory.state.contiguous()
             after = x.new_empty(B, struct.H, struct.d, struct.d)
@@ -196,8 +197,8 @@ def suits(layer: Any, parts: dict[str, Any]) -> bool:
     )
 
 
-def describe(layer: Any, parts: dict[str, Any]) -> tuple[Layer, int, list]:
-    """The struct, the floats of scratch a row, and what must live as long as it."""
+def describe(layer: Any, parts: dict[str, Any]) -> tuple[Layer, tuple[int, int], list]:
+    """The struct, the floats of scratch that a row needs, shared and a thread, and what must live as long as it."""
     c, kept, struct = layer.config, [], Layer()
     for name, size in zip(
         ("D", "H", "G", "d", "R", "E", "K", "F"),
@@ -225,7 +226,8 @@ def describe(layer: Any, parts: dict[str, Any]) -> tuple[Layer, int, list]:
         table, field = np.ascontiguousarray(rotary_frequencies(c.rotary_dim, c.rope_theta), np.float64), "frequencies"
     kept.append(table)
     setattr(struct, field, table.ctypes.data)
-    return struct, library().scratch_floats(ctypes.byref(struct)), kept
+    at = ctypes.byref(struct)
+    return struct, (library().shared_floats(at), library().own_floats(at)), kept
 
 
 def matrix(x: Tensor | Quantized) -> Matrix:
