@@ -11,6 +11,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 typedef struct {
     const void *data;     // (m, n), float or int8_t
@@ -42,45 +45,75 @@ static float sum(Floats x) {
     return s[0];
 }
 
-// Four rows of a matrix times x. Four sums at a time keep the arithmetic busy, and what comes next is fetched meanwhile:
-// left to itself the processor stops at the end of every page of 4 KB. A second x finds the rows here, and fetches not.
-#define FOUR(TYPE, LOOSE)                                                                                         \
-    const TYPE *a = (const TYPE *)w.data + r[0] * n, *b = (const TYPE *)w.data + r[1] * n;                        \
-    const TYPE *c = (const TYPE *)w.data + r[2] * n, *e = (const TYPE *)w.data + r[3] * n;                        \
-    const int64_t size = sizeof(TYPE), line = 64 / size, step = r[1] == r[0] + 1 ? 4 : 2;                         \
-    const int64_t ahead = n * size > 8192 ? 4096 / size : 2 * n * step;                                           \
-    Floats A = {0}, B = {0}, C = {0}, E = {0};                                                                    \
-    int64_t i = 0;                                                                                                \
-    for (; i + 16 <= n; i += 16) {                                                                                \
-        if (fetch && i % line == 0) {                                                                                      \
-            __builtin_prefetch(a + ahead + i), __builtin_prefetch(b + ahead + i);                                 \
-            __builtin_prefetch(c + ahead + i), __builtin_prefetch(e + ahead + i);                                 \
-        }                                                                                                         \
-        Floats y = *(const LooseFloats *)(x + i);                                                                 \
-        A += __builtin_convertvector(*(const LOOSE *)(a + i), Floats) * y;                                        \
-        B += __builtin_convertvector(*(const LOOSE *)(b + i), Floats) * y;                                        \
-        C += __builtin_convertvector(*(const LOOSE *)(c + i), Floats) * y;                                        \
-        E += __builtin_convertvector(*(const LOOSE *)(e + i), Floats) * y;                                        \
-    }                                                                                                             \
-    s0 = sum(A), s1 = sum(B), s2 = sum(C), s3 = sum(E);                                                           \
-    for (; i < n; i++) s0 += a[i] * x[i], s1 += b[i] * x[i], s2 += c[i] * x[i], s3 += e[i] * x[i];
-
-static void four(Matrix w, int64_t n, const int64_t r[4], const float *x, float y[4], int fetch) {
-    float s0, s1, s2, s3;
-    if (w.scales) {
-        FOUR(int8_t, LooseCodes)
-        s0 *= w.scales[r[0]] / 127, s1 *= w.scales[r[1]] / 127, s2 *= w.scales[r[2]] / 127, s3 *= w.scales[r[3]] / 127;
-    } else {
-        FOUR(float, LooseFloats)
-    }
-    y[0] = s0, y[1] = s1, y[2] = s2, y[3] = s3;
+static inline Floats wide(const int8_t *codes) {
+#ifdef __AVX512F__  // which GCC does not find by itself
+    return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)codes)));
+#else
+    float x[16];
+    Floats y;
+    for (int i = 0; i < 16; i++) x[i] = codes[i];
+    memcpy(&y, x, sizeof y);
+    return y;
+#endif
 }
 
-// Rows r … r + 3; past the last of m, the last one again.
-static void rows_at(Matrix w, int64_t m, int64_t n, int64_t r, const float *x, float y[4], int fetch) {
+// Four rows of a matrix, r[0] … r[3], times up to four vectors: y[k] = rows · x[k]. Sixteen sums keep the arithmetic busy,
+// and the rows that come next are fetched meanwhile: left to itself a processor stops at the end of every page of 4 KB.
+static inline __attribute__((always_inline)) void block(Matrix w, int codes, int64_t n, const int64_t r[4], int many,
+                                                        const float *const x[4], float y[4][4], int fetch) {
+    const int64_t size = codes ? 1 : 4, ahead = n * size > 8192 ? 4096 / size : 2 * n * (r[1] == r[0] + 1 ? 4 : 2);
+    const float *row[4];
+    const int8_t *code[4];
+    Floats s[4][4] = {0};
+    for (int q = 0; q < 4; q++) row[q] = (const float *)w.data + r[q] * n, code[q] = (const int8_t *)w.data + r[q] * n;
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        Floats v[4];
+        if (fetch && i * size % 64 == 0)
+            for (int q = 0; q < 4; q++)
+                __builtin_prefetch(codes ? (const void *)(code[q] + ahead + i) : (const void *)(row[q] + ahead + i));
+        for (int k = 0; k < many; k++) v[k] = *(const LooseFloats *)(x[k] + i);
+        for (int q = 0; q < 4; q++) {
+            Floats u = codes ? wide(code[q] + i) : (Floats) * (const LooseFloats *)(row[q] + i);
+            for (int k = 0; k < many; k++) s[q][k] += u * v[k];
+        }
+    }
+    for (int k = 0; k < many; k++)
+        for (int q = 0; q < 4; q++) {
+            float t = sum(s[q][k]);
+            for (int64_t c = i; c < n; c++) t += (codes ? (float)code[q][c] : row[q][c]) * x[k][c];
+            y[k][q] = codes ? t * (w.scales[r[q]] / 127) : t;
+        }
+}
+
+static void four(Matrix w, int64_t n, const int64_t r[4], int many, const float *const x[4], float y[4][4], int fetch) {
+    switch (many + (w.scales ? 4 : 0)) {  // a case each, so that the sums stay in registers
+        case 1: block(w, 0, n, r, 1, x, y, fetch); break;
+        case 2: block(w, 0, n, r, 2, x, y, fetch); break;
+        case 3: block(w, 0, n, r, 3, x, y, fetch); break;
+        case 4: block(w, 0, n, r, 4, x, y, fetch); break;
+        case 5: block(w, 1, n, r, 1, x, y, fetch); break;
+        case 6: block(w, 1, n, r, 2, x, y, fetch); break;
+        case 7: block(w, 1, n, r, 3, x, y, fetch); break;
+        case 8: block(w, 1, n, r, 4, x, y, fetch); break;
+    }
+}
+
+// Rows r … r + 3 times vectors b … b + 3 of x (B, n); past the last row of m, the last one again. How many vectors.
+static int rows_at(Matrix w, int64_t m, int64_t n, int64_t r, const float *x, int64_t B, int64_t b, float y[4][4]) {
     int64_t rows[4];
-    for (int i = 0; i < 4; i++) rows[i] = r + i < m ? r + i : m - 1;
-    four(w, n, rows, x, y, fetch);
+    const float *at[4];
+    int many = B - b < 4 ? B - b : 4;
+    for (int i = 0; i < 4; i++) rows[i] = r + i < m ? r + i : m - 1, at[i] = x + (b + (i < many ? i : 0)) * n;
+    four(w, n, rows, many, at, y, !b);
+    return many;
+}
+
+// The next choices of expert e, from c on, up to four; returns where to go on.
+static int64_t next_choices(const int64_t *chosen, int64_t all, int64_t e, int64_t c, int64_t found[4], int *many) {
+    for (*many = 0; c < all && *many < 4; c++)
+        if (chosen[c] == e) found[(*many)++] = c;
+    return c;
 }
 
 static float dot(const float *a, const float *b, int64_t n) {
@@ -172,11 +205,12 @@ static void join(const Layer *L, int64_t B, const float *a, Scratch s, float *x)
     int64_t D = L->D, width = L->H * L->d, from, to;
     my_part(D, &from, &to);
     for (int64_t r = from; r < to; r += 4)
-        for (int64_t b = 0; b < B; b++) {
-            float y[4];
-            rows_at(L->out, D, width, r, a + b * width, y, !b);
-            for (int64_t i = r; i < r + 4 && i < to; i++)
-                x[b * D + i] = L->alpha * (L->postnorm ? s.n1 : x)[b * D + i] + L->beta * y[i - r];
+        for (int64_t b = 0, many; b < B; b += many) {
+            float y[4][4];
+            many = rows_at(L->out, D, width, r, a, B, b, y);
+            for (int64_t k = 0; k < many; k++)
+                for (int64_t i = r, at = (b + k) * D; i < r + 4 && i < to; i++)
+                    x[at + i] = L->alpha * (L->postnorm ? s.n1 : x)[at + i] + L->beta * y[k][i - r];
         }
     meet(s.arrived, s.round);
 }
@@ -196,29 +230,38 @@ static void sparse_moe(const Layer *L, int64_t B, float *x, float *logits, Scrat
     my_part(F, &from, &to);
     for (int64_t e = 0; e < E; e++)
         for (int64_t r = from; r < to; r += 2)
-            for (int64_t c = 0, fetch = 1; c < B * K; c++)
-                if (s.chosen[c] == e) {
-                    int64_t next = r + 1 < to ? r + 1 : r, rows[4] = {r, F + r, next, F + next};
-                    float y[4];
-                    four(L->up[e], D, rows, s.n2 + c / K * D, y, fetch);
-                    fetch = 0;
-                    s.hidden[c * F + r] = activate(y[0], L->gelu) * y[1];
-                    s.hidden[c * F + next] = activate(y[2], L->gelu) * y[3];
+            for (int64_t c = 0, start = 1, found[4]; c < B * K; start = 0) {
+                int64_t next = r + 1 < to ? r + 1 : r, rows[4] = {r, F + r, next, F + next};
+                const float *at[4];
+                float y[4][4];
+                int many;
+                c = next_choices(s.chosen, B * K, e, c, found, &many);
+                for (int k = 0; k < many; k++) at[k] = s.n2 + found[k] / K * D;
+                if (many) four(L->up[e], D, rows, many, at, y, start);
+                for (int k = 0; k < many; k++) {
+                    s.hidden[found[k] * F + r] = activate(y[k][0], L->gelu) * y[k][1];
+                    s.hidden[found[k] * F + next] = activate(y[k][2], L->gelu) * y[k][3];
                 }
+            }
     meet(s.arrived, s.round);
     my_part(D, &from, &to);
     for (int64_t b = 0; b < B; b++)
         for (int64_t i = from; i < to; i++) x[b * D + i] = L->mlp_alpha * (L->postnorm ? s.n2 : x)[b * D + i];
     for (int64_t e = 0; e < E; e++)
         for (int64_t r = from; r < to; r += 4)
-            for (int64_t c = 0, fetch = 1; c < B * K; c++)
-                if (s.chosen[c] == e) {
-                    float y[4];
-                    rows_at(L->down[e], D, F, r, s.hidden + c * F, y, fetch);
-                    fetch = 0;
+            for (int64_t c = 0, start = 1, found[4]; c < B * K; start = 0) {
+                int64_t rows[4];
+                const float *at[4];
+                float y[4][4];
+                int many;
+                c = next_choices(s.chosen, B * K, e, c, found, &many);
+                for (int i = 0; i < 4; i++) rows[i] = r + i < D ? r + i : D - 1;
+                for (int k = 0; k < many; k++) at[k] = s.hidden + found[k] * F;
+                if (many) four(L->down[e], F, rows, many, at, y, start);
+                for (int k = 0; k < many; k++)
                     for (int64_t i = r; i < r + 4 && i < to; i++)
-                        x[c / K * D + i] += L->mlp_beta * s.share[c] * y[i - r];
-                }
+                        x[found[k] / K * D + i] += L->mlp_beta * s.share[found[k]] * y[k][i - r];
+            }
 }
 
 // ---- The two kinds of layer: each reads x (B, D) and leaves its output there ----------------------------------------
@@ -234,16 +277,18 @@ void lightning_layer(const Layer *L, int64_t B, int threads, float *x, const flo
         int64_t first, last;
         my_part(H, &first, &last);
         for (int64_t r = first * 3 * d; r < last * 3 * d; r += 4)  // d is a multiple of 4
-            for (int64_t b = 0; b < B; b++) {
-                float *y = s.qkv + b * 3 * width + r;
-                rows_at(L->qkv, 3 * width, D, r, s.n1 + b * D, y, !b);
-                for (int i = 0; i < 4; i++) y[i] = activate(y[i], L->gelu);
+            for (int64_t b = 0, many; b < B; b += many) {
+                float y[4][4];
+                many = rows_at(L->qkv, 3 * width, D, r, s.n1, B, b, y);
+                for (int64_t k = 0; k < many; k++)
+                    for (int i = 0; i < 4; i++) s.qkv[(b + k) * 3 * width + r + i] = activate(y[k][i], L->gelu);
             }
         for (int64_t r = first * d; r < last * d; r += 4)
-            for (int64_t b = 0; b < B; b++) {
-                float *y = s.gate + b * width + r;
-                rows_at(L->gate, width, D, r, s.n1 + b * D, y, !b);
-                for (int i = 0; i < 4; i++) y[i] = sigmoid(y[i]);
+            for (int64_t b = 0, many; b < B; b += many) {
+                float y[4][4];
+                many = rows_at(L->gate, width, D, r, s.n1, B, b, y);
+                for (int64_t k = 0; k < many; k++)
+                    for (int i = 0; i < 4; i++) s.gate[(b + k) * width + r + i] = sigmoid(y[k][i]);
             }
         for (int64_t b = 0; b < B; b++)
             for (int64_t h = first; h < last; h++) {  // S ← e^(−s) S + k vᵀ, o = q S
@@ -290,8 +335,12 @@ void softmax_layer(const Layer *L, int64_t B, int threads, float *x, float *keys
             Matrix w = h < H ? L->q : h < H + G ? L->k : L->v;
             int64_t g = h < H ? h : (h - H) % G;
             for (int64_t r = 0; r < d; r += 4)
-                for (int64_t b = 0; b < B; b++)
-                    rows_at(w, (h < H ? H : G) * d, D, g * d + r, s.n1 + b * D, s.qkv + (b * heads + h) * d + r, !b);
+                for (int64_t b = 0, many; b < B; b += many) {
+                    float y[4][4];
+                    many = rows_at(w, (h < H ? H : G) * d, D, g * d + r, s.n1, B, b, y);
+                    for (int64_t k = 0; k < many; k++)
+                        memcpy(s.qkv + ((b + k) * heads + h) * d + r, y[k], 4 * sizeof(float));
+                }
             for (int64_t b = 0; b < B; b++) {
                 float *head = s.qkv + (b * heads + h) * d, *held = (h < H + G ? keys : values);
                 if (h < H + G) turn(head, L->frequencies, L->R, position[b]);
