@@ -2,7 +2,7 @@
 
 A time means little on a machine that others use, so each round asks every contestant once, and a ratio is the median
 of the rounds' ratios. *Share of the floor* is the least time that the machine's own ceilings allow, over the time
-taken: arithmetic at the rate of its matmul, or bytes at the rate at which it reads.
+taken: arithmetic at the rate of its matmul, or as many bytes, read from an array of that size.
 """
 
 import ctypes
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -55,10 +56,19 @@ class Row:
 def ceilings(size: int = 2048, megabytes: int = 256, repeat: int = 7) -> Ceilings:
     """Measure them: the best of some runs, since a ceiling is what nothing goes above."""
     a, b, out = (torch.randn(size, size) for _ in range(3))
-    x = torch.randn(megabytes * 2**18)
     matmul = min(seconds(lambda: torch.mm(a, b, out=out)) for _ in range(repeat))
-    read = min(seconds(x.sum) for _ in range(repeat))
-    return Ceilings(2 * size**3 / matmul, x.nbytes / read)
+    return Ceilings(2 * size**3 / matmul, (megabytes << 20) / reading(megabytes << 20, repeat))
+
+
+@lru_cache(maxsize=64)
+def reading(nbytes: int, repeat: int = 9) -> float:
+    """Seconds in which this machine reads so many bytes, the best of some runs; a smaller array lies nearer.
+
+    More than a gigabyte is taken to be read at a gigabyte's rate.
+    """
+    few = min(max(nbytes, 4096), 1 << 30)
+    x = torch.ones(few // 4)
+    return min(seconds(x.sum) for _ in range(repeat)) * nbytes / x.nbytes
 
 
 def seconds(function: Callable[[], Any]) -> float:

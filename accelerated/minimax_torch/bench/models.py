@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import ops
 from ..model import MiniMaxForCausalLM
 from . import MEDIUM
-from .contest import Ceilings, Row, ceilings, compete, finish, lengths_of, noting, off, table
+from .contest import Ceilings, Row, ceilings, compete, finish, lengths_of, noting, off, reading, table
 
 NEW = 16  # tokens decoded a call
 SMALL = dataclasses.replace(
@@ -27,8 +27,14 @@ SMALL = dataclasses.replace(
 class Ours:
     """The twin, in some form."""
 
-    def __init__(self, name: str, model: MiniMaxForCausalLM, using: dict[str, Callable] | None = None):
-        self.name, self.model, self.using = name, model, using
+    def __init__(
+        self,
+        name: str,
+        model: MiniMaxForCausalLM,
+        using: dict[str, Callable] | None = None,
+        checkpointing: bool = False,
+    ):
+        self.name, self.model, self.using, self.checkpointing = name, model, using, checkpointing
 
     def form(self):
         """Whatever ops it runs on."""
@@ -55,8 +61,11 @@ class Ours:
     def train(self, ids: Tensor) -> dict[str, Tensor]:
         """A step's gradients."""
         self.model.zero_grad()
+        if self.checkpointing:
+            self.model.gradient_checkpointing_enable()
         with self.form():
             self.model(ids, labels=ids).loss.backward()
+        self.model.gradient_checkpointing_disable()
         return {name: x.grad for name, x in self.model.named_parameters() if x.grad is not None}
 
 
@@ -157,10 +166,11 @@ def models(options: Any) -> int:
     for length in lengths:
         tell("prefill", prefill(rivals, exact, ids[:1, :length], config, found, options.repeat), length, 1, "ours")
     for batch in (1, 8):
-        new = decode([*decoders, rivals[-1]], exact, ids[:batch, : lengths[0] + NEW], config, found, options.repeat)
+        new = decode([*decoders, rivals[-1]], exact, ids[:batch, : lengths[0] + NEW], config, options.repeat)
         tell("decode", new, lengths[0], batch, new[0].contestant)
     length = lengths[min(1, len(lengths) - 1)]
-    tell("training step", train(rivals, exact, ids[:1, :length], config, found, options.repeat), length, 1, "ours")
+    learners = [*rivals, Ours("ours, checkpointed", model, checkpointing=True)]
+    tell("training step", train(learners, exact, ids[:1, :length], config, found, options.repeat), length, 1, "ours")
     return finish(rows, found, options, {"config": {"hidden_size": c.hidden_size, "layers": c.num_hidden_layers}})
 
 
@@ -187,7 +197,7 @@ def prefill(contestants, exact: Ours, ids: Tensor, config: MiniMaxConfig, found:
     return rows
 
 
-def decode(contestants, exact: Ours, ids: Tensor, config: MiniMaxConfig, found: Ceilings, repeat: int) -> list[Row]:
+def decode(contestants, exact: Ours, ids: Tensor, config: MiniMaxConfig, repeat: int) -> list[Row]:
     """`NEW` tokens one by one after a prompt; the time is of one token. int8's error is that of its codes."""
     prompt, new = ids[:, :-NEW], ids[:, -NEW:]
     B, T = prompt.shape
@@ -195,7 +205,7 @@ def decode(contestants, exact: Ours, ids: Tensor, config: MiniMaxConfig, found: 
     rows, runs = [], []
     for contestant in contestants:
         narrow = "int8" in contestant.name
-        row = Row("decode", contestant.name, T, B, floor=bytes_read(config, B, T, narrow) / found.read)
+        row = Row("decode", contestant.name, T, B, floor=reading(int(bytes_read(config, B, T, narrow))))
         rows.append(row)
         with noting(row):
             held = [contestant.read(prompt)]

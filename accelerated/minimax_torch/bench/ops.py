@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops as twin
-from .contest import Row, ceilings, compete, finish, lengths_of, noting, off, table
+from .contest import Row, ceilings, compete, finish, lengths_of, noting, off, reading, table
 from .models import has_fla, masked_experts
 
 HEADS, WIDTH = 2, 64
@@ -25,12 +25,12 @@ def ops(options: Any) -> int:
     for contest in ("forward", "forward + backward"):
         growth: dict[str, float] = {}
         for length in lengths:
-            new = attention(contest, length, found, options.repeat, growth)
+            new = attention(contest, length, options.repeat, growth)
             rows += new
             print(table(new, "lightning"), flush=True)
             growth |= {row.contestant: row.seconds for row in new if row.seconds}
     for length in lengths:
-        new = one_token(length, found, options.repeat)
+        new = one_token(length, options.repeat)
         rows += new
         print(table(new, "lightning"), flush=True)
     sizes = (32, 32, 4, 2, (1, 8, 64)) if options.small else (512, 1024, 8, 2, (1, 8, 1024, 4096))
@@ -71,7 +71,7 @@ FORMS: dict[str, tuple[Callable, int]] = {  # each, and the longest text that it
 }
 
 
-def attention(contest: str, length: int, found, repeat: int, before: dict[str, float]) -> list[Row]:
+def attention(contest: str, length: int, repeat: int, before: dict[str, float]) -> list[Row]:
     """Every form at one length. The floor is q, k, v read and o written once; back, those and five more."""
     backward = contest != "forward"
     inputs, slopes = drawn(length, backward), twin.decay_slopes(HEADS, 1, 8)
@@ -83,7 +83,7 @@ def attention(contest: str, length: int, found, repeat: int, before: dict[str, f
         wide = [x.detach().double().requires_grad_(backward) for x in inputs]
         want = step(partial(chunked, slopes=slopes), wide, weight.double(), backward)
     for name, (form, longest) in FORMS.items():
-        row = Row(contest, name, length, floor=units * inputs[0].nbytes / found.read)
+        row = Row(contest, name, length, floor=reading(units * inputs[0].nbytes))
         rows.append(row)
         expected = before.get(name, 0) * 16  # a square, four times as long
         if length > longest or (form is softmax and expected > PATIENCE):
@@ -105,7 +105,7 @@ def step(form: Callable, inputs: list[Tensor], weight: Tensor, backward: bool) -
         return list(torch.autograd.grad((out * weight).sum(), inputs)) if backward else [out]
 
 
-def one_token(length: int, found, repeat: int) -> list[Row]:
+def one_token(length: int, repeat: int) -> list[Row]:
     """A token after that many: a state of one size, or all keys and values."""
     q, k, v = drawn(length)
     slopes = twin.decay_slopes(HEADS, 1, 8)
@@ -113,8 +113,8 @@ def one_token(length: int, found, repeat: int) -> list[Row]:
         state = chunked(q, k, v, slopes)[1]
     last = [x[:, :, -1:] for x in (q, k, v)]
     rows = [
-        Row("decode", "lightning", length, floor=2 * state.nbytes / found.read),
-        Row("decode", "softmax, SDPA", length, floor=2 * k.nbytes / found.read),
+        Row("decode", "lightning", length, floor=reading(2 * state.nbytes)),
+        Row("decode", "softmax, SDPA", length, floor=reading(2 * k.nbytes)),
     ]
 
     @torch.no_grad()
@@ -142,7 +142,7 @@ def experts(contest: str, tokens: int, D: int, width: int, E: int, K: int, found
     asked = [y.requires_grad_(backward) for y in (x, up, down)]
     arithmetic = (3 if backward else 1) * 6 * tokens * K * D * width / found.matmul
     hit = len(indices.unique())
-    floor = max(arithmetic, (3 if backward else 1) * hit * 3 * D * width * 4 / found.read)
+    floor = max(arithmetic, (3 if backward else 1) * reading(hit * 3 * D * width * 4))
 
     def run(form: Callable, *y: Tensor) -> list[Tensor]:
         with torch.set_grad_enabled(backward):

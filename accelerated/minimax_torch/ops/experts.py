@@ -46,11 +46,11 @@ def mix_experts(
         if isinstance(gate_up, Tensor) and isinstance(down, Tensor):  # one gradient for all: not one as large for each
             gate_up, down = gate_up.unbind(), down.unbind()
         order = chosen.argsort(stable=True)  # choices, expert by expert
-        given = flat[order // K].split(chosen.bincount(minlength=len(gate_up)).tolist())
+        given = flat.index_select(0, order // K).split(chosen.bincount(minlength=len(gate_up)).tolist())
         said = [swiglu(t, gate_up[e], down[e], hidden_act) for e, t in enumerate(given) if len(t)] or [flat]
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=x.device)
-        heard = torch.cat(said)[back].unflatten(0, (-1, K))  # (tokens, K, D)
+        heard = torch.cat(said).index_select(0, back).unflatten(0, (-1, K))  # (tokens, K, D)
         return (weights[:, None] @ heard.to(wide)).to(x.dtype).reshape(x.shape)
     if len(flat) == 1:
         said = [swiglu(flat, gate_up[e], down[e], hidden_act) for e in chosen.tolist()]

@@ -22,4 +22,4 @@ def apply_rotary(x: Queries, positions: Positions, rotary_dim: int, base: float 
     cos, sin = angles.cos().to(wide), angles.sin().to(wide)
     a, b = x[..., :half], x[..., half:rotary_dim]
     turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
-    return torch.cat([turned, x[..., rotary_dim:]], dim=-1)
+    return turned if rotary_dim == x.shape[-1] else torch.cat([turned, x[..., rotary_dim:]], dim=-1)
