@@ -112,6 +112,20 @@ class SoftmaxMemory:
         seen = room[:, :, :, : self._used] if seen is None else seen
         return seen[0], seen[1]
 
+    def make_room(
+        self, positions: Positions, like: Float[Tensor, "B G T d"]
+    ) -> tuple[Float[Tensor, "2 B G capacity d"], Int[Tensor, "B"], Lengths]:
+        """For one real token a row, written by whoever asks: all slots, each row's one, and how many it then has."""
+        here = positions.expand(len(like), 1)[:, 0]
+        before = torch.zeros_like(here) if self._lengths is None else self._lengths
+        after = torch.maximum(before, here + 1)
+        longest = int(after.max())
+        room = self._room(longest, before, like)
+        self._lengths, self._used = after, self._needed(longest)
+        if self.window is None:
+            return room, here.contiguous(), after
+        return room, here % self.window, after.clamp(max=self.window)
+
     def _needed(self, longest: int) -> int:
         return longest if self.window is None else min(longest, self.window)
 

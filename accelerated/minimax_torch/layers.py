@@ -74,7 +74,7 @@ class LightningSelfAttention(nn.Module):
         self, x: Hidden, step: Step, state: Float[Tensor, "N H d e"] | None
     ) -> tuple[Hidden, Float[Tensor, "N H d e"]]:
         config, H = self.config, self.config.num_attention_heads
-        slopes = ops.decay_slopes(H, self.layer_idx, config.num_hidden_layers, config.slope_rule).to(x.device)
+        slopes = ops.decay_slopes(H, self.layer_idx, config.num_hidden_layers, config.slope_rule, x.device)
         q, k, v = ops.split_qkv(self.qkv_proj(x), H, config.hidden_act)  # (B, H, T, d) each
         q, k, v = (step.unpack(heads) for heads in (q, k, v))
         padding = {} if step.mask is None else {"mask": step.mask}
@@ -155,8 +155,10 @@ class SparseMoe(nn.Module):
         self.gate, self.experts = TopKRouter(config), Experts(config)
 
     def forward(self, x: Hidden) -> tuple[Hidden, RouterLogits]:
-        noise = torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter) if self.training and self.jitter else 1
-        logits, weights, indices = self.gate(x * noise)
+        seen = x
+        if self.training and self.jitter:
+            seen = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
+        logits, weights, indices = self.gate(seen)
         return self.experts(x, indices, weights), logits
 
 

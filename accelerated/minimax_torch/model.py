@@ -20,9 +20,11 @@ from minimax_numpy.inputs import check_cache, check_inputs, check_kept, check_la
 from minimax_numpy.model import ModelOutput, check_held, fresh_weights
 from minimax_numpy.quantize import check_kind, is_quantized
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from . import ops
 from .cache import Cache, fingerprint_of, held_positions, to_bits
+from .kernels.token import Decoder
 from .layers import DecoderLayer, RMSNorm, Step
 from .ops.attention import check_implementation
 from .quantize import Quantized, quantize, replace_parameter
@@ -39,6 +41,10 @@ class Pretrained(nn.Module):
     """The name that config.json calls this model by; a subclass goes by it too."""
     streamed: Streamed | None = None
     """The weights, where they are read from the shards as they are used."""
+    decoder: Decoder | None = None
+    """What `compile_decode` made."""
+    checkpointing = False
+    """Whether layers are computed a second time in the backward, rather than remembered."""
     _known: tuple[Any, int | None] = (None, None)  # the first router, and its fingerprint
 
     def __init__(
@@ -105,6 +111,25 @@ class Pretrained(nn.Module):
             known = None if router.is_meta else fingerprint_of(router.detach().float().cpu().numpy())
             self._known = router, known
         return self._known[1]
+
+    def compile_decode(self) -> None:
+        """Decode on a CPU by [token.c][minimax_torch.kernels.token], one call a layer, wherever it can.
+
+        Raises RuntimeError, one sentence long, where there is no C compiler.
+        """
+        body: Any = getattr(self, "model", self)
+        body.decoder = Decoder(body.layers)
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Keep each layer's input alone for the backward, and compute the layer again there: less memory, more time.
+
+        Whatever the forward ran under (`ops.using`, hooks) must be there in the backward too.
+        """
+        getattr(self, "model", self).checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Remember everything again."""
+        getattr(self, "model", self).checkpointing = False
 
     @property
     def device(self) -> torch.device:
@@ -195,9 +220,15 @@ class MiniMaxModel(Pretrained):
         step, lengths = plan_step(self.config, x.shape[:2], mask, position_ids, memory.lengths, cu_seqlens)
 
         hidden_states, router_logits = [x], []
+        decoder = self.decoder if self.decoder is not None and self.decoder.takes(x, step) else None
         with memory.advancing(lengths, x.dtype):
-            for layer, layer_memory in zip(self.layers, memory.layers, strict=True):
-                x, logits = layer(x, step, layer_memory)
+            for i, (layer, layer_memory) in enumerate(zip(self.layers, memory.layers, strict=True)):
+                if decoder is not None:
+                    x, logits = decoder(i, x, step, layer_memory)
+                elif self.checkpointing and torch.is_grad_enabled():
+                    x, logits, memory.layers[i] = checkpoint(anew, layer, x, step, layer_memory, use_reentrant=False)
+                else:
+                    x, logits = layer(x, step, layer_memory)
                 hidden_states += [x] if output_hidden_states else []
                 router_logits.append(logits)
         x = self.norm(x)
@@ -329,6 +360,13 @@ class MiniMaxForQuestionAnswering(Pretrained):
         if labels is not None:  # each end is a choice among the T positions
             out.loss = ops.cross_entropy(out.logits.transpose(1, 2), labels.to(out.logits.device))
         return out
+
+
+def anew(layer: nn.Module, x: Hidden, step: Step, memory: Any) -> tuple[Hidden, Tensor, Any]:
+    """A layer that leaves the memory it was given as it was, so that it can be computed again; and the new memory."""
+    memory = memory.fork()
+    x, logits = layer(x, step, memory)
+    return x, logits, memory
 
 
 def plan_step(config, shape, mask, position_ids, lengths, cu_seqlens):

@@ -1,19 +1,23 @@
-"""The chunked form with a backward of its own: it is autograd's, and what it keeps is linear in the length."""
+"""The chunked form has a backward of its own: it is autograd's, and what it keeps is linear in the length.
+
+Experts, too, are computed in another order than they are written down: sorted by token, or a few alone.
+"""
 
 from functools import partial
 
+import minimax_torch
 import numpy as np
 import pytest
 import torch
-from close import array, assert_same, rms
+from close import array, assert_same, lively, rms, small
 from hypothesis import given
 from hypothesis import strategies as st
 from minimax_numpy.trace import UNIT_ROUNDOFF
 from minimax_torch import ops
 from minimax_torch.kernels import chunks
+from minimax_torch.quantize import quantize
 from torch.autograd import gradcheck
 
-kernel = chunks.lightning_attention
 NAMES = ("q", "k", "v", "state")
 
 
@@ -53,7 +57,7 @@ def test_values_and_gradients_are_those_of_the_definition(B, T, chunk, d, e, sha
     """Any length, tail, chunk and padding, with a state and without: autograd through the T × T form agrees."""
     x, slopes, weights = drawn(B, 3, T, d, e, seed)
     mask = None if share is None else torch.rand(B, T, generator=torch.Generator().manual_seed(seed)) < share
-    got = both_ways(partial(kernel, chunk=chunk), x, slopes, weights, mask, state)
+    got = both_ways(partial(ops.lightning_attention_chunked, chunk=chunk), x, slopes, weights, mask, state)
     want = both_ways(ops.lightning_attention_direct, x, slopes, weights, mask, state)
     for mine, theirs in zip(got, want, strict=True):
         assert_same(mine, theirs)
@@ -63,7 +67,7 @@ def test_values_and_gradients_are_those_of_the_definition(B, T, chunk, d, e, sha
 def test_how_many_chunks_are_computed_together_does_not_matter(together, monkeypatch):
     monkeypatch.setattr(chunks, "TOGETHER", together)
     x, slopes, weights = drawn(2, 3, 75, 4, 5)
-    got = both_ways(partial(kernel, chunk=4), x, slopes, weights)
+    got = both_ways(partial(ops.lightning_attention_chunked, chunk=4), x, slopes, weights)
     for mine, theirs in zip(got, both_ways(ops.lightning_attention_direct, x, slopes, weights), strict=True):
         assert_same(mine, theirs)
 
@@ -80,7 +84,7 @@ def test_the_backward_is_the_slope_of_the_forward(T, chunk, padded):
 
 def test_no_token_hands_the_state_on_and_its_gradient_back():
     x, slopes, weights = drawn(2, 3, 0, 4, 5)
-    out, after = kernel(*x[:3], slopes, x[3])
+    out, after = ops.lightning_attention_chunked(*x[:3], slopes, x[3])
     assert out.shape == (2, 3, 0, 5) and torch.equal(after, x[3])
     (back,) = torch.autograd.grad((after * weights[1]).sum(), x[3])
     assert torch.equal(back, weights[1])
@@ -91,7 +95,7 @@ def test_the_state_that_was_handed_in_stays_as_it_was():
         x, slopes, _ = drawn(1, 2, T, 4, 5)
         before = x[3].detach().clone()
         with torch.no_grad():
-            _, after = kernel(*x[:3], slopes, x[3], chunk=4)
+            _, after = ops.lightning_attention_chunked(*x[:3], slopes, x[3], chunk=4)
         after.zero_()
         assert torch.equal(x[3], before), T
 
@@ -99,7 +103,7 @@ def test_the_state_that_was_handed_in_stays_as_it_was():
 def test_a_sequence_in_two_calls_has_the_gradient_of_one():
     """The state's gradient goes from the second call into the first."""
     x, slopes, weights = drawn(2, 3, 23, 4, 5)
-    form = partial(kernel, chunk=4)
+    form = partial(ops.lightning_attention_chunked, chunk=4)
 
     def in_two(q, k, v, slopes, state, mask=None):
         first, between = form(*(y[:, :, :10] for y in (q, k, v)), slopes, state)
@@ -113,7 +117,7 @@ def test_a_sequence_in_two_calls_has_the_gradient_of_one():
 def test_only_what_is_asked_for_gets_a_gradient():
     x, slopes, weights = drawn(1, 2, 9, 4, 5)
     x[0].requires_grad_(False), x[3].requires_grad_(False)
-    out, after = kernel(*x[:3], slopes, x[3], chunk=4)
+    out, after = ops.lightning_attention_chunked(*x[:3], slopes, x[3], chunk=4)
     ((out * weights[0]).sum() + (after * weights[1]).sum()).backward()
     assert x[0].grad is None and x[3].grad is None and x[1].grad.any() and x[2].grad.any()
 
@@ -130,7 +134,7 @@ def test_gradients_round_honestly(dtype, T, chunk, padded):
     """
     x, slopes, weights = drawn(2, 4, T, 16, 16, dtype=getattr(torch, dtype))
     mask = torch.rand(2, T, generator=torch.Generator().manual_seed(1)) < 0.8 if padded else None
-    form = partial(kernel, chunk=chunk)
+    form = partial(ops.lightning_attention_chunked, chunk=chunk)
     exact = [y.detach().double().requires_grad_() for y in x]
     wide = [w.double() for w in weights]
     want = both_ways(ops.lightning_attention_direct, exact, slopes, wide, mask)
@@ -159,7 +163,7 @@ def kept(T: int, chunk: int = 16) -> tuple[int, int]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out, after = kernel(*x[:3], slopes, x[3], chunk=chunk)
+        out, after = ops.lightning_attention_chunked(*x[:3], slopes, x[3], chunk=chunk)
         (out.sum() + after.sum()).backward()
     return sum(seen.values()), max(seen.values())
 
@@ -179,3 +183,110 @@ def test_the_direct_form_keeps_a_square():
     with torch.autograd.graph.saved_tensors_hooks(lambda y: sizes.append(y.numel()) or y, lambda y: y):
         ops.lightning_attention_direct(*x[:3], slopes, x[3])
     assert max(sizes) >= 512 * 512
+
+
+# --- Experts -------------------------------------------------------------------------------------------------------
+
+
+def written_out(x, weights, indices, gate_up, down, hidden_act="silu"):
+    """Each token by itself, each of its experts in turn."""
+    flat, w, e = (y.reshape(-1, y.shape[-1]) for y in (x, weights, indices))
+    rows = []
+    for t, said in enumerate(flat):
+        heard = (ops.swiglu(said, gate_up[i], down[i], hidden_act) for i in e[t].tolist())
+        rows.append(sum(share * y for share, y in zip(w[t], heard, strict=True)))
+    return torch.stack(rows).reshape(x.shape)
+
+
+def a_mixture(shape, E=6, K=2, D=8, F=12, only=None, dtype=torch.float64):
+    """x, weights, indices and experts; ``only`` names the experts that are chosen among."""
+    made = torch.Generator().manual_seed(0)
+    x = torch.randn(*shape, D, generator=made, dtype=torch.float64)
+    logits = torch.randn(*shape, E, generator=made, dtype=torch.float64)
+    if only is not None:
+        logits[..., [e for e in range(E) if e not in only]] = -1e9
+    gate_up = torch.randn(E, 2 * F, D, generator=made, dtype=torch.float64)
+    down = torch.randn(E, D, F, generator=made, dtype=torch.float64)
+    weights, indices = ops.route(logits, K)
+    return [y.to(dtype) if y.is_floating_point() else y for y in (x, weights, indices, gate_up, down)]
+
+
+SHAPES = {"a token": (1, 1), "one, unbatched": (1,), "two": (2, 1), "eight": (8, 1), "many": (2, 33)}
+
+
+@pytest.mark.parametrize("gradients", [False, True], ids=["plain", "with gradients"])
+@pytest.mark.parametrize("only", [None, (1, 4)], ids=["all chosen", "four never chosen"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("act", ["silu", "gelu"])
+def test_sorted_experts_are_each_tokens_own(shape, only, gradients, act):
+    inputs = a_mixture(shape, only=only)
+    with torch.set_grad_enabled(gradients):
+        assert_same(ops.mix_experts(*inputs, act), written_out(*inputs, act))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_every_expert_and_every_weight_gets_its_gradient(shape):
+    """An expert that no token chose gets zeros, not none."""
+    x, weights, indices, gate_up, down = a_mixture(shape, only=(0, 2, 3))
+    asked = [y.requires_grad_() for y in (x, weights, gate_up, down)]
+    scale = torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=x.dtype)
+    got, want = (
+        torch.autograd.grad((f(x, weights, indices, gate_up, down) * scale).sum(), asked)
+        for f in (ops.mix_experts, written_out)
+    )
+    for mine, theirs in zip(got, want, strict=True):
+        assert_same(mine, theirs)
+    assert not got[2][1].any() and got[2].shape == gate_up.shape
+
+
+def test_no_token_is_no_trouble():
+    x, weights, indices, *experts = a_mixture((2, 3))
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            assert ops.mix_experts(x[:, :0], weights[:, :0], indices[:, :0], *experts).shape == (2, 0, 8)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4", "nf4-double"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_quantised_stacks(shape, kind):
+    """What the codes stand for, computed in the same way."""
+    x, weights, indices, gate_up, down = a_mixture(shape, D=64, F=64, dtype=torch.float32)
+    stacks = [quantize(w, kind) for w in (gate_up, down)]
+    got = ops.mix_experts(x, weights, indices, *stacks)
+    want = ops.mix_experts(x.double(), weights.double(), indices, *(s.dequantize().double() for s in stacks))
+    assert_same(got, want, within=2e-6)  # float32 against float64; measured 3e-7
+
+
+def test_streamed_stacks(tmp_path):
+    """A prompt and tokens after it, from the shards: what the model in memory gives."""
+    reference = lively(small())
+    reference.save_pretrained(tmp_path)
+    ids = torch.arange(3, 16)[None]
+    answers = []
+    for stream in (False, True):
+        model = minimax_torch.MiniMaxForCausalLM.from_pretrained(tmp_path, torch.float64, stream=stream)
+        with torch.no_grad():
+            out = model(ids, use_cache=True)
+            answers.append([out.logits, model(ids[:, :1], cache=out.cache).logits])
+    for mine, theirs in zip(*answers, strict=True):
+        assert_same(mine, theirs)
+
+
+def test_inputs_stay_as_they_are():
+    """Without gradients some steps are done in place, on arrays that nobody else holds."""
+    inputs = a_mixture((3, 5))
+    before = [y.clone() for y in inputs]
+    model = minimax_torch.MiniMaxForCausalLM.from_reference(lively(small()))
+    held: list[tuple] = []
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda m, a, out, n=name: held.extend(
+            (n, y, y.clone()) for y in (*a, *(out if isinstance(out, tuple) else [out])) if isinstance(y, torch.Tensor)
+        ))  # fmt: skip
+    with torch.no_grad():
+        ops.mix_experts(*inputs)
+        cache = model(torch.arange(3, 20)[None], use_cache=True).cache
+        model(torch.tensor([[5]]), cache=cache)
+    assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
+    assert len(held) > 100
+    for name, y, then in held:  # what a hook saw is still what it was after the whole call
+        assert torch.equal(y, then), name

@@ -36,7 +36,7 @@ ONLY_TORCH = {"hooks", "kernels", "train", "bench", "parallel", "transformers_br
 EXTRA = {
     "cache": {"to_bits"},  # bfloat16
     "layers": {"Weights", "RMSNorm", "InnerNorm", "TopKRouter", "Experts"},  # a path; modules for what it finds
-    "model": {"Pretrained", "check_device", "load_weights", "read_tensor"},  # types and devices
+    "model": {"Pretrained", "check_device", "load_weights", "read_tensor", "anew"},  # types, devices, checkpointing
     "quantize": {"KINDS", "is_quantized", "check_kind", "bound_of", "table", "replace_parameter"},  # names; modules
     "ops": {"swapped"},  # the mechanism behind both `using`
     "streaming": {"BLOCK", "Transposed", "NAMES", "TYPES", "all_finite", "check_finite"},  # F.linear asks, not `.T`

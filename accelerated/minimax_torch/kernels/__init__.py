@@ -1,4 +1,6 @@
-"""Kernels: ops of the twin written in Triton, each with the op's own signature.
+"""Kernels: ops of the twin computed faster, each with the op's own signature.
 
-Nothing is imported here, since Triton exists for Linux alone; `minimax_torch.kernels.lightning` asks for it.
+`choose` says which one an op takes, if any. Those in Triton (`lightning` to be read first, `segments`, `decode`) are
+imported by who takes them alone, since Triton exists for Linux alone; `chunks`, `experts` and `norm` are plain PyTorch,
+and `token` calls C.
 """

@@ -9,11 +9,6 @@ With S the state before a chunk of m positions, r = 1 … m, and dS the gradient
 
 Chunks of one length are computed together, some at a time; only the states go from one to the next. Kept for the
 backward are the inputs and one state a chunk: memory is linear in the length, and no T × T matrix exists.
-
-It takes the op's place where training wants its memory back, or a CPU its time:
-
-    with minimax_torch.ops.using(lightning_attention_chunked=chunks.lightning_attention):
-        model(ids, labels=ids).loss.backward()
 """
 
 from collections.abc import Iterator
@@ -143,5 +138,10 @@ def lightning_attention(
         raise ValueError(f"chunk is {chunk}; a chunk holds at least one position.")
     out_dtype, narrow = q.dtype, min(chunk, max(q.shape[3], 64))
     q, k, v, state = _prepare(q, k, v, state, mask)
-    out, state = Chunked.apply(q, k, v, state, slopes.to(q.device), mask, narrow)
+    slopes = slopes.to(q.device)
+    if q.shape[2] == 1 and mask is None:  # decode: one step needs no tables
+        state = torch.exp(-slopes.double()).to(q.dtype)[:, None, None] * state
+        state = torch.addcmul(state, k.mT, v) if torch.is_grad_enabled() else state.addcmul_(k.mT, v)
+        return (q @ state).to(out_dtype), state
+    out, state = Chunked.apply(q, k, v, state, slopes, mask, narrow)
     return out.to(out_dtype), state

@@ -1,7 +1,7 @@
 r"""Lightning attention at the speed of memory: segments walk at one time, and the backward is three more walks.
 
-One walk from the first token to the last (lightning.py reads as this file's first page) keeps B · H · e/E programs
-busy: too few for a GPU where the batch is small. So a long sequence is cut into G segments:
+One walk from the first token to the last keeps B · H · e/E programs busy (`lightning.py` is that walk, to be read
+first): too few for a GPU where the batch is small. So a long sequence is cut into G segments:
 
 1. *Ends.* What does each stretch of tokens add to the state? A sum over its keys and values, all stretches at once.
 2. *Hand on.* An exact decayed sum over stretches, elementwise, gives every segment the state that it begins with.
@@ -162,7 +162,7 @@ def walk(
             low = (decayed - high.to(WIDE)).to(PART)
             S = tl.dot(tl.trans(kc).to(FACTOR), low.to(FACTOR), S, input_precision=PRECISION, out_dtype=WIDE)
 
-    if after is not None:  # noqa: SIM102 - known when this is compiled, unlike the next
+    if after is not None:  # noqa: SIM102 - the compiler decides the outer one, the program the inner one
         if last == T:
             after += pair * after_strides[0]
             tl.store(after + i[:, None] * after_strides[1] + j[None, :] * after_strides[2], S, mask=mine)
@@ -332,7 +332,7 @@ class Walks:
         self.wide = torch.promote_types(q.dtype, torch.float32)
         self.interpreted = not q.is_cuda
         # The interpreter cuts a bfloat16 off where a GPU rounds it: there torch rounds what leaves the kernel.
-        self.stored = self.wide if self.interpreted else q.dtype
+        self.stored, self.returned = self.wide if self.interpreted else q.dtype, q.dtype
         wide = tl.float64 if self.wide == torch.float64 else tl.float32
         narrow = q.dtype == torch.bfloat16
         self.types = {
@@ -393,11 +393,11 @@ class Walks:
             q, k, v, out, before, after, self.slopes, clock,
             q.stride(), k.stride(), v.stride(), out.stride(), strides(before, 4), strides(after, 3),
             strides(clock, 2)[0], self.H, self.T, self.cut.length,
-            **sides, BACKWARDS=backwards, FAR=far(self.tiles.chunk, q, k, v, out), READ=self.tiles.read,
-            WRITTEN=self.tiles.written, **self.types,
+            **sides, BACKWARDS=backwards, FAR=far(self.tiles.chunk, q, k, v, out),
+            READ=self.tiles.read, WRITTEN=self.tiles.written, **self.types,
             num_warps=self.tiles.warps, num_stages=self.tiles.stages,
         )  # fmt: skip
-        return out.to(q.dtype), None if after is None else after.reshape(self.B, self.H, d, e)
+        return out.to(self.returned), None if after is None else after.reshape(self.B, self.H, d, e)
 
 
 def strides(x: Tensor | None, n: int) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..kernels import choose
 from ..shapes import RouterLogits, RoutingIndices, RoutingWeights
 from .attention import softmax
 from .pointwise import activate
@@ -40,6 +41,9 @@ def mix_experts(
     hidden_act: str = "silu",
 ) -> Float[Tensor, "*tokens D"]:
     """Twin of [mix_experts][minimax_numpy.ops.experts.mix_experts]."""
+    faster = choose.experts()
+    if faster is not None:
+        return faster(x, weights, indices, gate_up, down, hidden_act)
     flat, K = x.reshape(-1, x.shape[-1]), weights.shape[-1]
     weights, indices = weights.reshape(-1, K), indices.reshape(-1, K)
     y = torch.zeros_like(flat, dtype=torch.promote_types(x.dtype, torch.float32))

@@ -1,11 +1,14 @@
 """Twin of `minimax_numpy.ops.lightning`: same names, same order, on tensors."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from minimax_numpy.ops import lightning as reference
 from torch import Tensor
 
+from ..kernels import choose
 from ..shapes import Keys, Mask, Outputs, Queries, Slopes, State, Values
 
 
@@ -13,6 +16,11 @@ def decay_slopes(
     num_heads: int, layer_idx: int, num_layers: int, rule: str = "original", device: torch.device | None = None
 ) -> Slopes:
     """Twin of [decay_slopes][minimax_numpy.ops.lightning.decay_slopes], and its very numbers."""
+    return _slopes(num_heads, layer_idx, num_layers, rule, device).clone()
+
+
+@lru_cache(maxsize=1024)  # a decode step is short
+def _slopes(num_heads: int, layer_idx: int, num_layers: int, rule: str, device: torch.device | None) -> Slopes:
     return torch.from_numpy(np.asarray(reference.decay_slopes(num_heads, layer_idx, num_layers, rule))).to(device)
 
 
@@ -56,6 +64,9 @@ def lightning_attention_chunked(
     """Twin of [lightning_attention_chunked][minimax_numpy.ops.lightning.lightning_attention_chunked]."""
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; a chunk holds at least one position.")
+    faster = choose.lightning(q, k, v, state, chunk)
+    if faster is not None:
+        return faster(q, k, v, slopes, state, mask=mask)
     out_dtype, T = q.dtype, q.shape[2]
     q, k, v, state = _prepare(q, k, v, state, mask)
     out = []

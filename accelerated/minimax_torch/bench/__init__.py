@@ -3,7 +3,8 @@
 ``prefill`` times the NumPy reference beside transformers on the same weights. ``loading`` reads a checkpoint in a
 process of its own and compares the peak of its memory with what it keeps. ``streaming`` makes a checkpoint, runs it
 from disk in such a process, and compares the peak with its largest tensor, and bytes read with bytes foretold.
-``decode`` times a token of one layer after texts of three lengths.
+``decode`` times a token of one layer after texts of three lengths. ``models`` and ``ops`` time the twin beside its
+rivals, after the machine's own ceilings: see [contest][minimax_torch.bench.contest].
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from minimax_numpy.making import make_checkpoint
 from minimax_numpy.model import MiniMaxForCausalLM
 from minimax_numpy.shipped import TINY
 
-from .layers import Step as TwinStep
+from ..layers import Step as TwinStep
 
 MEDIUM = MiniMaxConfig.tiny(
     vocab_size=1024,
@@ -93,7 +94,11 @@ def main(options) -> int:
         raise ValueError(f"--length is {options.length} and --repeat {options.repeat}; at least 2 tokens and 1 run.")
     if options.what in ("loading", "streaming") and not os.path.exists("/proc/self/status"):
         raise OSError("Peak memory is read from /proc/self/status, which this system has not.")
+    from .models import models  # these two know MEDIUM, and are known here
+    from .ops import ops as single_ops
+
     kinds = {"prefill": prefill, "loading": loading, "decode": decode, "streaming": streaming}
+    kinds |= {"models": models, "ops": single_ops}
     return kinds[options.what](options)
 
 

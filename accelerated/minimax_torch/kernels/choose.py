@@ -1,0 +1,107 @@
+"""Which code computes an op: the plain lines of its body, or something faster that is proved to be the same.
+
+An op asks here first. Where a kernel would have been expected and is not taken, one warning says why; the numbers are
+the same. `plain` makes every op compute as it is written, which is the oracle of all that is chosen here:
+
+    with kernels.choose.plain():
+        model(ids)
+"""
+
+import importlib.util
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+
+WIDEST = 256  # channels of a head, in the Triton kernels
+ON_GPU = (torch.bfloat16, torch.float16, torch.float32)  # float64 is for proofs, and is left to PyTorch
+_plain = ContextVar("plain", default=False)
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Compute every op as its body says, within the block; backwards that recompute must run in it, too."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
+def is_plain() -> bool:
+    """Whether ops are to compute as they are written."""
+    return _plain.get()
+
+
+def lightning(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, chunk: int) -> Callable | None:
+    """What computes lightning attention, called with the op's parameters but for ``chunk``; None: the op's own body."""
+    if _plain.get():
+        return None
+    if q.is_cuda and q.dtype in ON_GPU:
+        kernel = _kernel(max(q.shape[3], v.shape[3]), q.shape[2] == 1 and not wants_gradient(q, k, v, state), q.device)
+        if kernel is not None:
+            return kernel
+    from .chunks import lightning_attention
+
+    return partial(lightning_attention, chunk=chunk)
+
+
+def experts() -> Callable | None:
+    """What mixes experts, called with the op's parameters; None: the op's own body."""
+    if _plain.get():
+        return None
+    from .experts import mix_experts
+
+    return mix_experts
+
+
+def norm() -> Callable | None:
+    """What computes RMSNorm, called with the op's parameters; None: the op's own body."""
+    if _plain.get():
+        return None
+    from .norm import rms_norm
+
+    return rms_norm
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd will ask for what is computed from these."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def has_triton(what: str, device: torch.device) -> bool:
+    """Whether Triton and a GPU that it compiles for are there; if not, one warning says so."""
+    return _has_triton(what, device)
+
+
+@lru_cache(maxsize=64)  # so that a warning comes once
+def _has_triton(what: str, device: torch.device) -> bool:
+    why = None
+    if importlib.util.find_spec("triton") is None:
+        why = "Triton is not installed (pip install 'minimax-twin[kernels]' brings it)"
+    elif torch.cuda.get_device_capability(device) < (8, 0):
+        why = "this GPU is older than Ampere, which the kernels are written for"
+    if why is not None:
+        warnings.warn(f"{what} in plain PyTorch, slower: {why}.", stacklevel=5)
+    return why is None
+
+
+@lru_cache(maxsize=64)
+def _kernel(widest: int, one_token: bool, device: torch.device) -> Callable | None:
+    if not has_triton("Lightning attention runs", device):
+        return None
+    if widest > WIDEST:
+        why = f"a head has {widest} channels, and the kernel holds {WIDEST} at most"
+        warnings.warn(f"Lightning attention runs in plain PyTorch, slower: {why}.", stacklevel=4)
+        return None
+    if one_token:
+        from .decode import lightning_step
+
+        return lightning_step
+    from .segments import lightning_attention
+
+    return lightning_attention
