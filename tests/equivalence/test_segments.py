@@ -272,7 +272,7 @@ def test_the_whole_model_runs_on_them(monkeypatch):
     """Prefill, decoding, padding, packing and a training step, as on a GPU that chooses them."""
     taken = []
 
-    def chosen(q, k, v, state):
+    def chosen(q, k, v, state, chunk):
         wants = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, state))
         taken.append("step" if q.shape[2] == 1 and not wants else "segments")
         return decode.lightning_step if taken[-1] == "step" else segments.lightning_attention
@@ -282,7 +282,7 @@ def test_the_whole_model_runs_on_them(monkeypatch):
     ids = torch.arange(3, 15)[None]
     plain = minimax_torch.MiniMaxForCausalLM.from_reference(truth)
     plain(ids, labels=ids).loss.backward()
-    monkeypatch.setattr(minimax_torch.ops.lightning, "kernel_for", chosen)
+    monkeypatch.setattr(choose, "lightning", chosen)
     report = crosscheck(truth, twin, length=12)
     assert report.ok, report
     assert set(taken) == {"step", "segments"}
