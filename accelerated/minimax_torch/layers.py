@@ -74,7 +74,7 @@ class LightningSelfAttention(nn.Module):
         self, x: Hidden, step: Step, state: Float[Tensor, "N H d e"] | None
     ) -> tuple[Hidden, Float[Tensor, "N H d e"]]:
         config, H = self.config, self.config.num_attention_heads
-        slopes = ops.decay_slopes(H, self.layer_idx, config.num_hidden_layers, config.slope_rule, x.device)
+        slopes = ops.decay_slopes(H, self.layer_idx, config.num_hidden_layers, config.slope_rule).to(x.device)
         q, k, v = ops.split_qkv(self.qkv_proj(x), H, config.hidden_act)  # (B, H, T, d) each
         q, k, v = (step.unpack(heads) for heads in (q, k, v))
         padding = {} if step.mask is None else {"mask": step.mask}
