@@ -34,10 +34,10 @@ def mix_experts(
 
 
 def groups(x: Tensor, *stacks: Any) -> bool:
-    """Whether a GPU multiplies all experts' stretches in one call: bfloat16, rows of whole 16 bytes."""
-    return x.is_cuda and all(
-        isinstance(w, Tensor) and w.dtype == x.dtype == torch.bfloat16 and w.shape[-1] % 8 == 0 for w in stacks
-    )
+    """Whether a GPU multiplies all stretches in one call: Hopper or later, bfloat16, rows of whole 16 bytes."""
+    if not x.is_cuda or torch.cuda.get_device_capability(x.device) < (9, 0):
+        return False
+    return all(isinstance(w, Tensor) and w.dtype == x.dtype == torch.bfloat16 and w.shape[-1] % 8 == 0 for w in stacks)
 
 
 def sort(chosen: Tensor, E: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from .decode import plus
-from .lightning import InterpretedFunction, tl, triton
+from .lightning import InterpretedFunction, tile, tl, triton
 
 INNER_EPS = 1e-6
-WIDEST = 16_384  # channels that a program holds
 
 
 @triton.jit(do_not_specialize=["alpha", "beta", "eps", "inner_eps"])
@@ -101,22 +100,58 @@ def silu_up(hidden: Tensor) -> Tensor:
     return out.to(hidden.dtype)
 
 
+@triton.jit(do_not_specialize=["n"])
+@no_type_check
+def sort_kernel(chosen, order, back, ends, n, E: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """One program: where ROWS choices go, behind those that are sooner; and where the stretches of ROWS experts end."""
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    mine = tl.load(chosen + r, mask=r < n, other=E)
+    place = tl.full((ROWS,), 0, tl.int32)
+    end = tl.full((ROWS,), 0, tl.int32)
+    for start in range(0, n, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        every = tl.load(chosen + i, mask=i < n, other=E)[None, :]
+        sooner = (every < mine[:, None]) | ((every == mine[:, None]) & (i[None, :] < r[:, None]))
+        place += tl.reduce(sooner.to(tl.int32), 1, plus)
+        end += tl.reduce((every <= r[:, None]).to(tl.int32), 1, plus)
+    tl.store(back + r, place.to(tl.int64), mask=r < n)
+    tl.store(order + place, r.to(tl.int64), mask=r < n)
+    tl.store(ends + r, end, mask=r < E)
+
+
+def sort(chosen: Tensor, E: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[sort][minimax_torch.kernels.experts.sort] of few choices (n,) in one kernel: each looks at all others."""
+    n = len(chosen)
+    order, back = (torch.empty_like(chosen) for _ in range(2))
+    ends = torch.empty(E, dtype=torch.int32, device=chosen.device)
+    run(sort_kernel, (triton.cdiv(max(n, E), 16),), chosen, order, back, ends, n, E=E, ROWS=16, BLOCK=128)
+    return order, back, ends
+
+
 @triton.jit
 @no_type_check
 def few_kernel(
-    x, stack, out, order, ends, n,
-    K: tl.constexpr, N: tl.constexpr, M: tl.constexpr, GATED: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, WIDE: tl.constexpr, FACTOR: tl.constexpr,
+    x, stack, out, order, ends,
+    K: tl.constexpr, E: tl.constexpr, N: tl.constexpr, M: tl.constexpr, GATED: tl.constexpr, FEWER: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, EXPERTS: tl.constexpr,
+    WIDE: tl.constexpr, FACTOR: tl.constexpr,
 ):  # fmt: skip
     """One program: COLUMNS outputs of one expert, for all the choices that fell on it, ROWS at a time.
 
-    x is (tokens, N), gathered by order where there is one, else (choices, N); stack is (E, M or 2M, N).
+    x is (tokens, N), gathered by order where there is one, else (choices, N); stack is (E, M or 2M, N). Where choices
+    are FEWER than experts, there is a program for each of them, and an expert's first one works for all of its.
     """
-    e = tl.program_id(1)
+    p = tl.program_id(1)
+    e = p
+    if FEWER:
+        i = tl.arange(0, EXPERTS)
+        e = tl.reduce((tl.load(ends + i, mask=i < E, other=p + 1) <= p).to(tl.int32), 0, plus)
     first = 0
     if e > 0:
         first = tl.load(ends + e - 1)
     last = tl.load(ends + e)
+    if FEWER:
+        last = tl.where(first == p, last, first)
     j = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     i = tl.arange(0, DEPTH)
     r = tl.arange(0, ROWS)
@@ -127,25 +162,19 @@ def few_kernel(
         row = start + r
         if order is not None:
             row = tl.load(order + row, mask=here, other=0) // K
+        given = x + row[:, None].to(tl.int64) * N
         a = tl.full((ROWS, COLUMNS), 0, WIDE)
         b = tl.full((ROWS, COLUMNS), 0, WIDE)
         for c in range(0, N, DEPTH):
             inner = c + i < N
-            xc = tl.load(
-                x + row[:, None].to(tl.int64) * N + c + i[None, :], mask=here[:, None] & inner[None, :], other=0
-            )
             at = j[None, :].to(tl.int64) * N + c + i[:, None]
             there = (j < M)[None, :] & inner[:, None]
-            a = tl.dot(
-                xc.to(FACTOR),
-                tl.load(w + at, mask=there, other=0).to(FACTOR),
-                a,
-                input_precision="ieee",
-                out_dtype=WIDE,
-            )
+            xc = tl.load(given + c + i[None, :], mask=here[:, None] & inner[None, :], other=0).to(FACTOR)
+            wc = tl.load(w + at, mask=there, other=0).to(FACTOR)
+            a = tl.dot(xc, wc, a, input_precision="ieee", out_dtype=WIDE)
             if GATED:
                 up = tl.load(w + M * N + at, mask=there, other=0).to(FACTOR)
-                b = tl.dot(xc.to(FACTOR), up, b, input_precision="ieee", out_dtype=WIDE)
+                b = tl.dot(xc, up, b, input_precision="ieee", out_dtype=WIDE)
         if GATED:
             a = a / (1 + tl.exp(-a)) * b
         to = out + (start + r)[:, None].to(tl.int64) * M + j[None, :]
@@ -165,8 +194,10 @@ def few(x: Tensor, stack: Tensor, ends: Tensor, order: Tensor | None = None, top
     WIDE = tl.float64 if wide == torch.float64 else tl.float32
     FACTOR = tl.bfloat16 if x.dtype == torch.bfloat16 and x.is_cuda else WIDE
     run(
-        few_kernel, (triton.cdiv(M, 32), E), x.contiguous(), stack, out, order, ends, choices,
-        K=top_k, N=n, M=M, GATED=gated, ROWS=16, COLUMNS=32, DEPTH=128, WIDE=WIDE, FACTOR=FACTOR,
+        few_kernel, (triton.cdiv(M, 32), min(choices, E)), x.contiguous(), stack, out, order, ends,
+        K=top_k, E=E, N=n, M=M, GATED=gated, FEWER=choices < E,
+        ROWS=tile(2 * choices // E, 64),  # twice what an expert gets, lest its weights be read again for one row
+        COLUMNS=32, DEPTH=256 // x.itemsize, EXPERTS=triton.next_power_of_2(E), WIDE=WIDE, FACTOR=FACTOR,
         num_warps=4, num_stages=4,
     )  # fmt: skip
     return out.to(x.dtype)

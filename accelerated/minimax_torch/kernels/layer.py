@@ -21,7 +21,7 @@ from .. import ops
 from ..cache import LightningMemory, SoftmaxMemory
 from ..layers import LightningSelfAttention, Step
 from . import choose
-from .experts import by_expert, sort
+from .experts import by_expert, groups, sort
 from .watch import hooks_of, watched
 
 TYPES = (torch.bfloat16, torch.float32)  # float16 holds no sum that is yet to be normed
@@ -116,13 +116,14 @@ def slopes_on(num_heads: int, layer_idx: int, num_layers: int, rule: str, device
 
 def experts(module: Any, x: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """What each choice's expert says (choices, D), sorted by expert, and where each token finds its K answers."""
-    from .fused import few, silu_up
+    from . import fused
 
-    flat, K = x.reshape(-1, x.shape[-1]), indices.shape[-1]
+    flat, chosen, K = x.reshape(-1, x.shape[-1]), indices.reshape(-1), indices.shape[-1]
     up, down = module.gate_up_proj, module.down_proj
-    order, back, ends = sort(indices.reshape(-1), len(up))
-    if len(order) <= 16 * len(up):
-        return few(few(flat, up, ends, order, K), down, ends), back
-    given = flat.index_select(0, order // K)
-    hidden = silu_up(by_expert(given, up, ends))
+    one_each = x.shape[1] == 1 and not groups(flat, up, down)  # a graph may hold this step: the host waits for nothing
+    if len(chosen) <= 16 * len(up) or one_each:
+        order, back, ends = fused.sort(chosen, len(up))
+        return fused.few(fused.few(flat, up, ends, order, K), down, ends), back
+    order, back, ends = sort(chosen, len(up))
+    hidden = fused.silu_up(by_expert(flat.index_select(0, order // K), up, ends))
     return by_expert(hidden, down, ends), back
