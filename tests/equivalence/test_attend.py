@@ -1,6 +1,6 @@
 """Decode attention is softmax attention over the keys that a row has: whatever the stretches, the types, the strides.
 
-As in `test_kernels`, the interpreter walks through the kernels on a CPU, and a GPU runs them compiled where there is one.
+As in `test_kernels`, the interpreter walks through the kernels on a CPU; a GPU runs them compiled where there is one.
 """
 
 import importlib.util
@@ -106,13 +106,13 @@ def test_every_head_of_the_family(d, e, device):
 @every_device
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_many_small_weights_count(dtype, device):
-    """One key at the top, a thousand e⁻¹² below it: together they are 0.6 % of the answer, and float16 would lose them."""
+    """A key at the top, a thousand e⁻¹⁸ below it: a weight that a float16 of a GPU's would round to nothing."""
     n = 1000
     q = torch.ones(1, 1, 1, 16, dtype=dtype, device=device)
     keys, values = (torch.zeros(1, 1, n + 1, 16, dtype=dtype, device=device) for _ in range(2))
-    keys[0, 0, 0], values[0, 0, 1:] = 3.0, 1.0  # scores 12 and 0
+    keys[0, 0, 0], values[0, 0, 1:] = 4.5, 1.0  # scores 18 and 0
     got = kernels.attend(q, keys, values, torch.tensor([n + 1], device=device), tiles=Tiles(64, 4, 4))
-    assert_same(got, np.full((1, 1, 1, 16), n * np.exp(-12) / (1 + n * np.exp(-12))), within=4e-3)
+    assert_same(got, np.full((1, 1, 1, 16), n * np.exp(-18)), within=4e-3)  # 1.5e-5, where a float16 has few bits
 
 
 @every_device
@@ -155,20 +155,13 @@ def test_offsets_beyond_32_bits():
 
 
 @every_device
-def test_a_row_of_nan_stays_alone(device):
-    q, keys, values, lengths = drawn([70, 33, 20], device=device)
-    want = kernels.attend(q, keys, values, lengths, tiles=MANY)
-    for x in (q, keys, values):
-        spoilt = [y.clone() if y is x else y for y in (q, keys, values)]
-        for y in spoilt:
-            if not y.isnan()[1, ..., :16, :].any():
-                y[1, ..., :1, :] = (
-                    torch.nan
-                    if y.shape == x.shape and torch.equal(y.nan_to_num(), x.nan_to_num())
-                    else y[1, ..., :1, :]
-                )
-        got = kernels.attend(*spoilt, lengths, tiles=MANY)
-        assert got[1].isnan().all() and torch.equal(got[::2], want[::2])
+@pytest.mark.parametrize("spoilt", [0, 1, 2], ids=["query", "key", "value"])
+def test_a_row_of_nan_stays_alone(spoilt, device):
+    *inputs, lengths = drawn([70, 33, 20], device=device)
+    want = kernels.attend(*inputs, lengths, tiles=MANY)
+    inputs[spoilt][1, :, 0] = torch.nan
+    got = kernels.attend(*inputs, lengths, tiles=MANY)
+    assert got[1].isnan().all() and torch.equal(got[::2], want[::2])
 
 
 @pytest.mark.parametrize("pairs, capacity, splits", [
@@ -243,10 +236,11 @@ def test_what_it_cannot_do_it_says(unchecked):
 # --- Mistakes ------------------------------------------------------------------------------------------------------
 
 EACH = "each = tl.maximum((n + SPLITS * N - 1) // (SPLITS * N), LEAST) * N\n    first"
+ROW = "n = tl.minimum(tl.load(lengths + b * length_stride), capacity).to(tl.int64)\n    "
 MISTAKES = {  # what was planted: the line as it is, as it is then
     "keys past the end are seen": ("tl.where(exists[None, :], scores", "tl.where(j[None, :] < N, scores"),
-    "the last key of a row is not seen": ("last = tl.minimum(first + each, n)", "last = tl.minimum(first + each, n - 1)"),
-    "every row is as long as the first": ("lengths + b * length_stride), capacity).to(tl.int64)\n    each = tl.maximum((n + SPLITS * N - 1) // (SPLITS * N), LEAST) * N\n    first", "lengths), capacity).to(tl.int64)\n    each = tl.maximum((n + SPLITS * N - 1) // (SPLITS * N), LEAST) * N\n    first"),
+    "the last key of a row is not seen": ("tl.minimum(first + each, n)", "tl.minimum(first + each, n - 1)"),
+    "every row is as long as the first": (ROW + EACH, ROW.replace(" + b * length_stride", "") + EACH),
     "stretches are cut short": (EACH, "each = tl.maximum(n // (SPLITS * N), LEAST) * N\n    first"),
     "the sum below the line is not scaled with the maximum": ("total * shrink +", "total +"),
     "the sum above the line is not scaled with the maximum": ("mix * shrink[:, None]", "mix"),
@@ -255,14 +249,12 @@ MISTAKES = {  # what was planted: the line as it is, as it is then
     "queries go with the wrong key head": ("(g * SHARED + r[:, None])", "(r[:, None] * G + g)"),
     "answers go with the wrong key head": ("h // SHARED) * SPLITS", "h % G) * SPLITS"),
     "every query reads the first one's answer": (" * SHARED + h % SHARED", " * SHARED"),
-    "values are those of the first key head": ("values += b * v_strides[0] + g * v_strides[1]", "values += b * v_strides[0]"),
-    "stretches are joined as if their maxima were one": ("weights = tl.exp2(peak - highest)", "weights = tl.exp2(peak - peak)"),
+    "values are those of the first key head": (" + g * v_strides[1]", ""),
+    "stretches are joined as if their maxima were one": ("tl.exp2(peak - highest)", "tl.exp2(peak * 0)"),
     "a stretch that was never read is joined": ("exists = s * each < n", "exists = s < SPLITS"),
     "the last stretch is not joined": ("exists = s * each < n", "exists = (s + 1) * each < n"),
     "every stretch reads the first one's keys": ("start * k_strides[2]", "(start - first) * k_strides[2]"),
-    "more keys than there are": ("mixed, lengths,\n    q_strides", "mixed, lengths,\n    q_strides"),
 }  # fmt: skip
-del MISTAKES["more keys than there are"]
 
 
 def edited(folder: Path, was: str, becomes: str):
@@ -279,10 +271,15 @@ def edited(folder: Path, was: str, becomes: str):
 
 
 def furthest(function) -> float:
-    """The largest error of rows that are short and long; NaN is as far as can be."""
+    """The largest error of rows that are short and long; NaN is as far as can be, and is where nobody has written."""
     inputs = drawn([0, 70, 33, 3])
-    with np.errstate(all="ignore"):
-        return error(torch.nan_to_num(function(*inputs, tiles=MANY), nan=1e3), truth(*inputs))
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(1).isnan()
+        with np.errstate(all="ignore"):
+            return error(torch.nan_to_num(function(*inputs, tiles=MANY), nan=1e3), truth(*inputs))
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -290,17 +287,6 @@ def test_a_mistake_is_noticed(mistake, tmp_path):
     assert furthest(edited(tmp_path, *MISTAKES[mistake])) > 1e-6
 
 
-def test_float16_needs_its_weights_lifted(tmp_path):
-    """Without, what is small enough is rounded to nothing; only a GPU multiplies weights in float16."""
-    source = Path(kernels.__file__).read_text(encoding="utf-8")
-    assert source.count("higher[:, None] + LIFT") == 1
-    tiny = torch.tensor(2.0**-26)
-    assert tiny.half() == 0 and (tiny * 2**15).half() / 2**15 == tiny
-
-
 def test_an_edit_that_changes_nothing_passes(tmp_path):
     """Else the mistakes above could be noticed for being edited."""
-    assert (
-        furthest(edited(tmp_path, "tl.where(exists[None, :], scores", "tl.where((j < last - start)[None, :], scores"))
-        < 1e-14
-    )
+    assert furthest(edited(tmp_path, "exists = j < last - start", "exists = start + j < last")) < 1e-14

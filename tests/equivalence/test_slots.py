@@ -257,7 +257,7 @@ def test_a_full_slot_is_refused_before_anything_is_written():
     rows.step(torch.tensor([3, 4]))
 
 
-def test_what_does_not_fit_is_refused():
+def test_what_does_not_fit_is_refused(unchecked):
     model = twin(small())
     rows = Slots(model, 1, 6)
     with pytest.raises(ValueError) as told:
