@@ -181,7 +181,9 @@ class Slots:
         self.used = torch.zeros_like(self.lengths)  # 1 where somebody uses the slot
         self.tokens = torch.zeros_like(self.lengths)
         self.layers = [slots_of(layer, rows, capacity, like) for layer in model.model.layers]
+        self._parts = [m._parameters for m in model.modules() if m._parameters]
         self._hooks = [h for m in model.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
+        self._made_for = like.dtype, like.device
         self._graph: Any = None  # torch.cuda.CUDAGraph
         self._addresses: list[int] = []
 
@@ -269,24 +271,26 @@ class Slots:
 
     def _record(self) -> None:
         """Record the step, once for these weights: where one has moved, anew."""
-        parts = (x for module in self.model.modules() for x in module._parameters.values())
-        addresses = [x.data_ptr() for x in parts if x is not None]
+        addresses = [x.data_ptr() for parts in self._parts for x in parts.values() if x is not None]
         if self._graph is not None and addresses == self._addresses:
             return
         self._graph = None
-        texts = {slot: self.cache(slot) for slot, length in enumerate(self.held) if length is not None}
-        aside = torch.cuda.Stream(self.tokens.device)
-        aside.wait_stream(torch.cuda.current_stream(self.tokens.device))
-        with torch.cuda.stream(aside):  # what is compiled or set up on a first call is not part of a graph
+        # Trial steps, of no row: what is compiled or set up on a first call is no part of a graph. They write over the
+        # states, and into the place where the next token's keys will lie.
+        altered = [x.state for x in self.layers if isinstance(x, LightningSlots)] + [self.used]
+        before = [x.clone() for x in altered]
+        self.used.zero_()
+        here, aside = torch.cuda.current_stream(self.tokens.device), torch.cuda.Stream(self.tokens.device)
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
             for _ in range(2):
                 self._step()
-        torch.cuda.current_stream(self.tokens.device).wait_stream(aside)
+        here.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._logits = self._step()
-        self.lengths.zero_()
-        for slot, cache in texts.items():  # the trial steps have written into them
-            self._write(slot, cache, int(self.held[slot] or 0))
+        for x, kept in zip(altered, before, strict=True):
+            x.copy_(kept)
         self._graph, self._addresses = graph, addresses
 
     def generate(
@@ -355,6 +359,9 @@ class Slots:
         return length
 
     def _check_unwatched(self) -> None:
+        now = self.model.model.embed_tokens.weight
+        if (now.dtype, now.device) != self._made_for:
+            raise ValueError(f"The model is {now.dtype} on {now.device} by now, and its slots are not; make new ones.")
         swapped = [name for name, op in PLAIN.items() if getattr(ops, name) is not op]
         if swapped or any(self._hooks) or nn.modules.module._has_any_global_hook():
             what = f"Another {swapped[0]} is in use" if swapped else "A module has a hook"

@@ -1,5 +1,8 @@
 """Slots hold what a cache holds: every row is given what the model would give it alone, whoever lies beside it."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from close import (
     assert_one_sentence,
     assert_same,
     assert_same_cache,
+    error,
     every_configuration,
     lively,
     prompts,
@@ -38,10 +42,11 @@ def texts(model, *lengths: int, seed=0) -> list[torch.Tensor]:
 class Alone:
     """A row as the model itself decodes it, with a cache of its own."""
 
-    def __init__(self, model, prompt):
-        self.model = model
-        with torch.no_grad():
-            self.cache = model(prompt[None], use_cache=True).cache
+    def __init__(self, model, prompt=None):
+        self.model, self.cache = model, model.empty_cache(1)
+        if prompt is not None:
+            with torch.no_grad():
+                model(prompt[None], cache=self.cache)
 
     def step(self, token: int) -> torch.Tensor:
         """Logits after one token more, (V,)."""
@@ -170,8 +175,8 @@ def test_a_text_goes_on_elsewhere_and_comes_back(window, device):
     row = Alone(model, prompt)
     slot = rows.put(prompt)
     together(rows, {slot: row}, 3)
-    moved = Alone.__new__(Alone)
-    moved.model, moved.cache = model, rows.cache(slot)
+    moved = Alone(model)
+    moved.cache = rows.cache(slot)
     for token in (8, 9, 10):
         assert_same(moved.step(token), row.step(token))
     rows.free(slot)
@@ -339,6 +344,10 @@ def test_nobody_looks_in_vain():
         rows.step(torch.tensor([3]))
     assert_one_sentence(told.value, "mix_experts")
     rows.step(torch.tensor([3]))
+    model.float()
+    with pytest.raises(ValueError) as told:
+        rows.step(torch.tensor([3]))
+    assert_one_sentence(told.value, "float32", "new ones")
 
 
 # --- On a GPU ------------------------------------------------------------------------------------------------------
@@ -400,3 +409,63 @@ def test_arrays_of_lengths_are_lengths():
     rows.free(0)
     together(rows, {}, 1)
     assert np.array_equal(array(rows.lengths), [n or 0 for n in rows.held]) and rows.held == [None, 5, None]
+
+
+# --- Mistakes ------------------------------------------------------------------------------------------------------
+
+MISTAKES = {  # what was planted: the line as it is, as it is then
+    "the state is not kept": ("            self.state.copy_(state)\n", ""),
+    "a token's key lies one place too far": ("lengths % self.capacity]", "(lengths + 1) % self.capacity]"),
+    "a token does not see itself": ("self.slots[1], lengths + 1)", "self.slots[1], lengths)"),
+    "every row is at the first one's position": ("lengths[:, None], config.rotary_dim", "lengths[:1, None], config.rotary_dim"),  # noqa: E501
+    "keys are not turned": ("q, k = turned[:, :H], turned[:, H:]", "q = turned[:, :H]"),
+    "what lies past the end is seen": ("device=q.device) < lengths[:, None]", "device=q.device) < lengths[:, None] + 1"),  # noqa: E501
+    "lengths do not grow": ("        self.lengths += self.used\n", ""),
+    "lengths of unused slots grow": ("self.lengths += self.used", "self.lengths += 1"),
+    "a state is put beside the old one": ("self.state[slot].copy_(memory", "self.state[slot].add_(memory"),
+    "a new text begins with the old one's state": ("            self.state[slot].zero_()\n", "            pass\n"),
+    "a text is put one key short": ("        held = min(length, self.capacity)\n        if", "        held = min(length, self.capacity) - 1\n        if"),  # noqa: E501
+    "every token asks the first one's experts": ("[indices, torch", "[indices[:1], torch"),
+    "slopes are the first layer's": ("decay_slopes(H, attention.layer_idx,", "decay_slopes(H, 0,"),
+    "the gate is left out": ("ops.output_gate(y, x, attention.output_gate)", "y"),
+}  # fmt: skip
+
+
+def edited(folder, was: str, becomes: str):
+    """The module with one line changed."""
+    source = Path(slots.__file__).read_text(encoding="utf-8")
+    assert source.count(was) == 1, was
+    file = folder / "edited_slots.py"
+    file.write_text(source.replace(was, becomes), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("minimax_torch.edited_slots", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Slots
+
+
+def furthest(kind) -> float:
+    """The largest error of rows of different lengths, with a window and without, while a slot changes hands."""
+    found = []
+    for config in (small(LIGHTNING, LIGHTNING, SOFTMAX), small(LIGHTNING, SOFTMAX, sliding_window=5)):
+        model = twin(config)
+        rows = kind(model, 3, 24)
+        alone = {rows.put(prompt): Alone(model, prompt) for prompt in texts(model, 4, 9)}
+        for steps, next_one in enumerate((texts(model, 2)[0], None, None), start=2):
+            for tokens in prompts(config, steps, 3, seed=steps):
+                got = rows.step(torch.tensor(tokens))
+                found += [error(got[slot], row.step(int(tokens[slot]))) for slot, row in alone.items()]
+            rows.free(0)
+            row = Alone(model, next_one)
+            alone[rows.put(row.cache if next_one is None else next_one)] = row
+        found.append(float(rows.lengths.tolist() != [0, 9 + 2 + 3 + 4, 0]))
+    return float(np.max(found))
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_noticed(mistake, tmp_path):
+    assert not furthest(edited(tmp_path, *MISTAKES[mistake])) <= 1e-6  # NaN is noticed as well
+
+
+def test_an_edit_that_changes_nothing_passes(tmp_path):
+    """Else the mistakes above could be noticed for being edited."""
+    assert furthest(edited(tmp_path, "lengths % self.capacity]", "(lengths + self.capacity) % self.capacity]")) < 1e-11
