@@ -417,7 +417,7 @@ MISTAKES = {  # what was planted: the line as it is, as it is then
     "the state is not kept": ("            self.state.copy_(state)\n", ""),
     "a token's key lies one place too far": ("lengths % self.capacity]", "(lengths + 1) % self.capacity]"),
     "a token does not see itself": ("self.slots[1], lengths + 1)", "self.slots[1], lengths)"),
-    "every row is at the first one's position": ("lengths[:, None], config.rotary_dim", "lengths[:1, None], config.rotary_dim"),  # noqa: E501
+    "rows are at each other's positions": ("lengths[:, None], config.r", "lengths.flip(0)[:, None], config.r"),
     "keys are not turned": ("q, k = turned[:, :H], turned[:, H:]", "q = turned[:, :H]"),
     "what lies past the end is seen": ("device=q.device) < lengths[:, None]", "device=q.device) < lengths[:, None] + 1"),  # noqa: E501
     "lengths do not grow": ("        self.lengths += self.used\n", ""),
