@@ -79,7 +79,8 @@ def remember(
         shapes = f"q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, slots {tuple(slots.shape)}"
         raise ValueError(f"{shapes}: there is one token a row, and slots are (2, B, G, capacity, d).")
     if slots.dtype != q.dtype or frequencies.dtype != torch.float64:
-        raise ValueError(f"slots are {slots.dtype}, q {q.dtype} and frequencies {frequencies.dtype}; slots are of q's type, frequencies float64.")  # fmt: skip
+        found = f"q is {q.dtype}, slots {slots.dtype}, frequencies {frequencies.dtype}"
+        raise ValueError(f"{found}: slots are of q's type, and frequencies float64.")
     wide = torch.promote_types(q.dtype, torch.float32)
     turned = torch.empty_like(q, memory_format=torch.contiguous_format)
     run: Any = turn if q.is_cuda else InterpretedFunction(turn.fn)
