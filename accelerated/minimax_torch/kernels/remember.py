@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..shapes import Lengths, Queries
+from ..shapes import Lengths
 from .lightning import InterpretedFunction, tl, triton
 
 
@@ -60,13 +60,13 @@ def turn(
 
 
 def remember(
-    q: Queries,
-    k: Queries,
-    v: Queries,
+    q: Float[Tensor, "B H 1 d"],
+    k: Float[Tensor, "B G 1 d"],
+    v: Float[Tensor, "B G 1 d"],
     slots: Float[Tensor, "2 B G capacity d"],
     positions: Lengths,
     frequencies: Float[Tensor, "half"],
-) -> Queries:
+) -> Float[Tensor, "B H 1 d"]:
     """Turn as [apply_rotary][minimax_torch.ops.rotary.apply_rotary] does, one token a row at these positions.
 
     Key and value are written into ``slots``, keys first; the turned query (B, H, 1, d) is returned. ``frequencies`` are
