@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from minimax_numpy import ops
 from minimax_numpy.check import check_op, crosscheck
 from minimax_numpy.config import LIGHTNING, SOFTMAX
+from minimax_numpy.trace import UNIT_ROUNDOFF
 from minimax_torch.kernels import choose, chunks
 from minimax_torch.kernels.chunks import Chunked
 
@@ -222,7 +223,7 @@ def test_padding_is_not_read():
         assert all(torch.isfinite(x).all() for x in (out, after, *grads))
 
 
-@pytest.mark.parametrize("T, programs, G", [(8192, 128, 2), (1024, 128, 1), (8192, 2048, 1), (2**20, 1, 256)])
+@pytest.mark.parametrize("T, programs, G", [(8192, 64, 2), (1024, 64, 1), (8192, 1024, 1), (2**20, 1, 128)])
 def test_there_are_as_few_segments_as_fill_a_gpu(T, programs, G, monkeypatch):
     gpu = SimpleNamespace(multi_processor_count=128)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
@@ -292,6 +293,113 @@ def test_the_whole_model_runs_on_them(monkeypatch):
             assert_same(mine.grad, theirs.grad)
 
 
+# --- Straight from the projection ------------------------------------------------------------------------------------
+
+
+def projected(B, H, T, d, dtype=torch.float64, seed=0):
+    """What a layer's projections leave: qkv, the gate's logits; the norm's gain, slopes, a state."""
+    x = torch.Generator().manual_seed(seed)
+    shapes = ((B, T, 3 * H * d), (B, T, H * d), (H * d,), (B, H, d, d))
+    qkv, gate, gain, state = (torch.randn(shape, generator=x, dtype=torch.float64) for shape in shapes)
+    wide = torch.promote_types(dtype, torch.float32)
+    return [qkv.to(dtype), gate.to(dtype), gain.to(dtype), minimax_torch.ops.decay_slopes(H, 1, 4), state.to(wide)]
+
+
+def one_by_one(qkv, gate, gain, slopes, state, mask=None):
+    """The same by the layer's ops, up to the inner norm's own factor; with it the sum of squares of what it norms."""
+    twin = minimax_torch.ops
+    q, k, v = twin.split_qkv(qkv, len(slopes))
+    out, state = twin.lightning_attention_chunked(q, k, v, slopes, state, mask=mask)
+    merged = twin.merge_heads(out)
+    return twin.sigmoid(gate) * gain * merged, merged.square().sum(dim=-1), state
+
+
+TINY = FEW._replace(columns=8)  # several blocks of columns a head: their squares are summed, too
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("tiles", [FEW, TINY, MANY], ids=["one segment", "many blocks", "many segments"])
+@pytest.mark.parametrize("share", [None, 0.6])
+@pytest.mark.parametrize("T, d", [(1, 16), (1, 40), (45, 16), (70, 24)])
+def test_silu_gate_and_gain_are_the_layers(T, d, share, tiles, device):
+    inputs, mask = projected(2, 3, T, d), padding(2, T, share)
+    want = one_by_one(*inputs, mask)
+    moved = [x.to(device) for x in inputs]
+    got = segments.lightning_packed(*moved, mask=None if mask is None else mask.to(device), tiles=tiles)
+    real = torch.ones(2, T, dtype=torch.bool) if mask is None else mask
+    for mine, theirs in zip(got[:2], want[:2], strict=True):
+        assert_same(mine.cpu()[real], theirs[real])
+    assert_same(got[2].cpu(), want[2])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("T", [1, 50])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_it_rounds_no_worse_than_the_layers_ops(dtype, T, device):
+    """Off from float64 by no more than the ops one by one, which round between them, and by twice a rounding more."""
+    inputs = projected(2, 2, T, 16, getattr(torch, dtype))
+    want = one_by_one(*(x.double() for x in inputs))
+    plain = one_by_one(*inputs)
+    got = segments.lightning_packed(*(x.to(device) for x in inputs), tiles=FEW._replace(written=2))
+    u = UNIT_ROUNDOFF[dtype]
+    for mine, theirs, exact in zip(got, plain, want, strict=True):
+        allowed = 2 * error(array(theirs.double()), array(exact)) + 4 * u * float(exact.square().mean() ** 0.5)
+        assert error(array(mine.cpu().double()), array(exact)) <= allowed
+
+
+def test_packed_a_layers_cut_does_not_matter():
+    """In two calls, the state handed on, as in one; and a token at a time, over the old state."""
+    qkv, gate, gain, slopes, state = projected(2, 3, 21, 16)
+    want = segments.lightning_packed(qkv, gate, gain, slopes, state, tiles=FEW)
+    first = segments.lightning_packed(qkv[:, :17], gate[:, :17], gain, slopes, state, tiles=FEW)
+    parts, memory = [first[:2]], first[2].clone()
+    for t in range(17, 21):
+        y, square, after = segments.lightning_packed(
+            qkv[:, t : t + 1], gate[:, t : t + 1], gain, slopes, memory, into=memory
+        )
+        assert after is memory
+        parts.append((y, square))
+    for mine, theirs in zip(zip(*parts, strict=True), want[:2], strict=True):
+        assert_same(torch.cat(mine, dim=1), theirs)
+    assert_same(memory, want[2])
+
+
+def test_what_packed_refuses(unchecked):
+    qkv, gate, gain, slopes, state = projected(1, 2, 3, 8)
+    with pytest.raises(ValueError) as told:
+        segments.lightning_packed(qkv[:, :, 1:], gate, gain, slopes, state)
+    assert_one_sentence(told.value, "(1, 3, 47)", "three times")
+    with pytest.raises(ValueError) as told:
+        segments.lightning_packed(qkv.requires_grad_(), gate, gain, slopes, state)
+    assert_one_sentence(told.value, "gradient", "no_grad")
+    wide = projected(1, 1, 2, 257)
+    with pytest.raises(ValueError) as told:
+        segments.lightning_packed(*wide)
+    assert_one_sentence(told.value, "257", "256")
+
+
+PACKED_MISTAKES = {
+    "the gate is not squashed": ("/ (1 + tl.exp(-logits))", "* logits"),
+    "every head has the first one's gain": ("gain + h * e + j", "gain + j"),
+    "every head has the first one's gate": ("gate += b * gate_strides[0] + h *", "gate += b * gate_strides[0] + 0 *"),
+    "every chunk has the first one's gate": ("gate + start * gate_strides[2] + gate_tile", "gate + gate_tile"),
+    "what is gated is squared": ("tl.reduce(o * o, 0", "tl.reduce(o * o * gains[:, None], 0"),
+    "one block's squares stand for all": ("(pair * blocks + tl.program_id(0) % blocks) * T", "pair * blocks * T"),
+    "queries stay as they are": ("qc = (x / (1 + tl.exp(-x)))", "qc = x"),
+}
+
+
+@pytest.mark.parametrize("mistake", PACKED_MISTAKES)
+def test_a_mistake_in_what_is_fused_is_noticed(mistake, tmp_path):
+    edited(tmp_path, *PACKED_MISTAKES[mistake])
+    wrong = sys.modules["minimax_torch.kernels.edited_segments"]
+    inputs = projected(2, 3, 70, 16)
+    tiles = TINY._replace(segment=32, stretch=16)
+    want = segments.lightning_packed(*inputs, tiles=tiles)
+    got = wrong.lightning_packed(*inputs, tiles=tiles)
+    assert not all(torch.allclose(a, b, rtol=1e-6, atol=1e-6) for a, b in zip(got, want, strict=True))
+
+
 def test_the_op_chooses(monkeypatch):
     """One warning, once, where a kernel would have been expected."""
     device = torch.device("cuda")
@@ -344,8 +452,8 @@ def test_what_they_cannot_do_they_say(unchecked):
 
 MISTAKES = {  # what was planted: the line as it is, as it is then
     "a short chunk decays like a full one": ("left < C, short, full", "left < C, full, full"),
-    "the state is read undecayed": ("        o *= from_state[:, None]\n", ""),
-    "a token does not see itself": ("r[:, None] >= r[None, :]", "r[:, None] > r[None, :]"),
+    "the state is read undecayed": ("        o *= from_state[None, :]\n", ""),
+    "a token does not see itself": ("r[None, :] >= r[:, None]", "r[None, :] > r[:, None]"),
     "backwards, too, the memory decays before it is read": ("1 if BACKWARDS else 0  # b", "0  # b"),
     "backwards, a stretch decays like forwards": ("1 if BACKWARDS else 0\n", "0\n"),
     "every segment begins with the first one's state": (" + segment * before_strides[1]", ""),
@@ -395,7 +503,7 @@ def test_a_mistake_is_noticed(mistake, tmp_path):
 
 def test_an_edit_that_changes_nothing_passes(tmp_path):
     """Else the mistakes above could be noticed for being edited."""
-    assert furthest(edited(tmp_path, "r[:, None] >= r[None, :]", "r[None, :] <= r[:, None]")) < 1e-13
+    assert furthest(edited(tmp_path, "r[None, :] >= r[:, None]", "r[:, None] <= r[None, :]")) < 1e-13
 
 
 def test_a_second_part_is_what_keeps_the_state_exact():

@@ -9,12 +9,13 @@ import math
 from typing import Any, no_type_check
 
 import torch
+from torch import Tensor
 
 from ..shapes import Keys, Mask, Outputs, Queries, Slopes, State, Values
+from .choose import WIDEST
 from .lightning import InterpretedFunction, tile, tl, triton
 
 LOG2E = tl.constexpr(math.log2(math.e))
-WIDEST = 256  # key channels that a program holds at most
 
 
 @triton.jit
@@ -27,9 +28,9 @@ def plus(a, b):
 @triton.jit(do_not_specialize=["H"])
 @no_type_check
 def step(
-    q, k, v, out, state, after, slopes, mask,
-    q_strides, k_strides, v_strides, out_strides, state_strides, after_strides, mask_stride,
-    H, d: tl.constexpr, e: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
+    q, k, v, out, state, after, slopes, mask, gate, gain, square,
+    q_strides, k_strides, v_strides, out_strides, state_strides, after_strides, mask_stride, gate_strides,
+    H, d: tl.constexpr, e: tl.constexpr, D: tl.constexpr, E: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """One program: E columns of one head's memory, a step on. ``state`` and ``after`` may be one."""
     pair = tl.program_id(0).to(tl.int64)
@@ -43,9 +44,19 @@ def step(
     if mask is not None:
         n = tl.load(mask + b * mask_stride).to(tl.int32)
     keep = tl.exp2(tl.load(slopes + h).to(tl.float64) * -LOG2E * n).to(wide)
-    qc = tl.load(q + b * q_strides[0] + h * q_strides[1] + i * q_strides[3], mask=i < d, other=0).to(wide)
-    kc = tl.load(k + b * k_strides[0] + h * k_strides[1] + i * k_strides[3], mask=i < d * n, other=0).to(wide)
-    vc = tl.load(v + b * v_strides[0] + h * v_strides[1] + j * v_strides[3], mask=j < e * n, other=0).to(wide)
+    qc = tl.load(q + b * q_strides[0] + h * q_strides[1] + i * q_strides[3], mask=i < d, other=0)
+    kc = tl.load(k + b * k_strides[0] + h * k_strides[1] + i * k_strides[3], mask=i < d * n, other=0)
+    vc = tl.load(v + b * v_strides[0] + h * v_strides[1] + j * v_strides[3], mask=j < e * n, other=0)
+    if SILU:  # rounded as the op rounds it
+        x = qc.to(wide)
+        qc = (x / (1 + tl.exp(-x))).to(qc.dtype)
+        x = kc.to(wide)
+        kc = (x / (1 + tl.exp(-x))).to(kc.dtype)
+        x = vc.to(wide)
+        vc = (x / (1 + tl.exp(-x))).to(vc.dtype)
+    qc = qc.to(wide)
+    kc = kc.to(wide)
+    vc = vc.to(wide)
     if state is not None:
         state += b * state_strides[0] + h * state_strides[1]
         S = tl.load(state + i[:, None] * state_strides[2] + j[None, :] * state_strides[3], mask=mine, other=0)
@@ -55,6 +66,11 @@ def step(
     o = tl.reduce(qc[:, None] * S, 0, plus)
     after += b * after_strides[0] + h * after_strides[1]
     tl.store(after + i[:, None] * after_strides[2] + j[None, :] * after_strides[3], S, mask=mine)
+    if gate is not None:  # as in segments.py
+        gate += b * gate_strides[0] + h * gate_strides[1]
+        tl.store(square + pair * tl.num_programs(1) + tl.program_id(1), tl.reduce(o * o, 0, plus))
+        logits = tl.load(gate + j * gate_strides[3], mask=j < e, other=0).to(wide)
+        o *= tl.load(gain + h * e + j, mask=j < e, other=0).to(wide) / (1 + tl.exp(-logits))
     out += b * out_strides[0] + h * out_strides[1]
     tl.store(out + j * out_strides[3], o.to(out.dtype.element_ty), mask=j < e)
 
@@ -78,12 +94,32 @@ def lightning_step(
 
     Raises ValueError where T is not 1, a head has more than 256 channels, or ``into`` does not fit.
     """
-    (B, H, T, d), e = q.shape, v.shape[3]
+    T = q.shape[2]
     if T != 1 or k.shape != q.shape or v.shape[:3] != q.shape[:3]:
         shapes = f"q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
         raise ValueError(f"{shapes}: a step takes one token, and all three share B and H.")
-    if d > WIDEST:
-        raise ValueError(f"A key has {d} channels; a program of this kernel holds {WIDEST} at most.")
+    if q.shape[3] > WIDEST:
+        raise ValueError(f"A key has {q.shape[3]} channels; a program of this kernel holds {WIDEST} at most.")
+    out, _, state = launch(q, k, v, slopes, state, mask, into, columns=columns, warps=warps)
+    return out, state
+
+
+def launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    slopes: Tensor,
+    state: Tensor | None,
+    mask: Tensor | None,
+    into: Tensor | None,
+    gate: Tensor | None = None,
+    gain: Tensor | None = None,
+    silu: bool = False,
+    columns: int = 32,
+    warps: int = 4,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run the step: out (B, H, 1, e); with a gate, squares of what is gated, in parts of a sum (B, n); the new state."""
+    (B, H, _, d), e = q.shape, v.shape[3]
     wide = torch.promote_types(q.dtype, torch.float32)
     if into is None:
         into = q.new_empty((B, H, d, e), dtype=wide)
@@ -93,10 +129,13 @@ def lightning_step(
     out = torch.empty((B, 1, H, e), dtype=q.dtype if q.is_cuda else wide, device=q.device).transpose(1, 2)
     run: Any = step if q.is_cuda else InterpretedFunction(step.fn)
     E = tile(e, columns)
-    run[B * H, triton.cdiv(e, E)](
+    blocks = triton.cdiv(e, E)
+    square = q.new_empty((B, 0 if gate is None else H * blocks), dtype=wide)
+    run[B * H, blocks](
         q, k, v, out, state, into, slopes.to(q.device), None if mask is None else mask.view(torch.uint8),
+        gate, gain, square,
         q.stride(), k.stride(), v.stride(), out.stride(), (0,) * 4 if state is None else state.stride(),
-        into.stride(), 0 if mask is None else mask.stride(0),
-        H, d, e, tile(d, WIDEST), E, num_warps=warps,
+        into.stride(), 0 if mask is None else mask.stride(0), (0,) * 4 if gate is None else gate.stride(),
+        H, d, e, tile(d, WIDEST), E, silu, num_warps=warps,
     )  # fmt: skip
-    return out.to(q.dtype), into
+    return out.to(q.dtype), square, into

@@ -30,30 +30,33 @@ import math
 from typing import Any, NamedTuple, no_type_check
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..shapes import Keys, Mask, Outputs, Queries, Slopes, State, Values
+from .choose import WIDEST, wants_gradient
+from .decode import launch, plus
 from .lightning import InterpretedFunction, tile, tl, triton
 
 LOG2E = tl.constexpr(math.log2(math.e))
-WIDEST = 256  # key channels that a program holds at most
 ANY_LENGTH = ["H", "T", "length"]  # numbers that must not make the compiler start again
 
 
 @triton.jit(do_not_specialize=ANY_LENGTH)
 @no_type_check
 def walk(
-    q, k, v, out, before, after, slopes, clock,
-    q_strides, k_strides, v_strides, out_strides, before_strides, after_strides, clock_stride,
+    q, k, v, out, before, after, slopes, clock, gate, gain, square,
+    q_strides, k_strides, v_strides, out_strides, before_strides, after_strides, clock_stride, gate_strides,
     H, T, length,
     d: tl.constexpr, e: tl.constexpr, C: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
-    BACKWARDS: tl.constexpr, FAR: tl.constexpr, READ: tl.constexpr, WRITTEN: tl.constexpr,
+    BACKWARDS: tl.constexpr, FAR: tl.constexpr, SILU: tl.constexpr, READ: tl.constexpr, WRITTEN: tl.constexpr,
     WIDE: tl.constexpr, PART: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: one segment, E columns of one head's memory, and what the queries read in them.
 
-    Positions are counted as one walks: backwards, position 0 is the last token.
+    Positions are counted as one walks: backwards, position 0 is the last token. The memory lies transposed, (E, D), and
+    so do answers: thus whatever the program makes itself is a left factor, which a GPU takes out of registers.
     """
     blocks: tl.constexpr = (e + E - 1) // E
     pair = (tl.program_id(0) // blocks).to(tl.int64)  # blocks of one head are neighbours: they share q and k in L2
@@ -86,21 +89,26 @@ def walk(
         v_step = -v_step
         out_step = -out_step
     at = r.to(tl.int64) if FAR else r
-    q_tile = at[:, None] * q_step + i[None, :] * q_strides[3]  # (C, D)
-    k_tile = at[:, None] * k_step + i[None, :] * k_strides[3]
-    v_tile = at[:, None] * v_step + j[None, :] * v_strides[3]  # (C, E)
-    out_tile = at[:, None] * out_step + j[None, :] * out_strides[3]
+    q_tile = at[None, :] * q_step + i[:, None] * q_strides[3]  # (D, C)
+    k_tile = at[:, None] * k_step + i[None, :] * k_strides[3]  # (C, D)
+    v_tile = at[None, :] * v_step + j[:, None] * v_strides[3]  # (E, C)
+    out_tile = at[None, :] * out_step + j[:, None] * out_strides[3]
     is_key = i < d
     is_value = j < e
+    if gate is not None:
+        gate += b * gate_strides[0] + h * gate_strides[1]
+        gate_tile = at[None, :] * gate_strides[2] + j[:, None] * gate_strides[3]
+        gains = tl.load(gain + h * e + j, mask=is_value, other=0).to(WIDE)
+        square += (pair * blocks + tl.program_id(0) % blocks) * T
 
     # The memory as it is before the segment.
-    mine = is_key[:, None] & is_value[None, :]
+    mine = is_value[:, None] & is_key[None, :]
     if before is not None:
         before += pair * before_strides[0] + segment * before_strides[1]
-        S = tl.load(before + i[:, None] * before_strides[2] + j[None, :] * before_strides[3], mask=mine, other=0)
-        S = S.to(WIDE)  # (D, E)
+        S = tl.load(before + i[None, :] * before_strides[2] + j[:, None] * before_strides[3], mask=mine, other=0)
+        S = S.to(WIDE)  # (E, D)
     else:
-        S = tl.full((D, E), 0, WIDE)
+        S = tl.full((E, D), 0, WIDE)
 
     # A factor that is multiplied into the state again and again is built in float64. Exponents are never positive.
     slope = tl.load(slopes + h).to(tl.float64) * -LOG2E
@@ -108,7 +116,7 @@ def walk(
     full = tl.exp2(slope * C).to(WIDE)
     short = tl.exp2(slope * ((last - first - 1) % C + 1)).to(WIDE)
     late: tl.constexpr = 1 if BACKWARDS else 0  # backwards, the memory is read before it decays
-    causal = r[:, None] >= r[None, :]
+    causal = r[None, :] >= r[:, None]  # a key's row, a query's column
     if clock is not None:
         clock += b * clock_stride
 
@@ -128,44 +136,59 @@ def walk(
             m = tl.load(clock + start + tl.minimum(left, C)) - passed
             keep = tl.exp2(slope * m).to(WIDE)
 
+        query = real[None, :] if d == D else real[None, :] & is_key[:, None]
         key = real[:, None] if d == D else real[:, None] & is_key[None, :]
-        value = real[:, None] if e % E == 0 else real[:, None] & is_value[None, :]
-        qc = tl.load(q + start * q_step + q_tile, mask=key, other=0).to(PART)
-        kc = tl.load(k + start * k_step + k_tile, mask=key, other=0).to(PART)
-        vc = tl.load(v + start * v_step + v_tile, mask=value, other=0).to(PART)
+        value = real[None, :] if e % E == 0 else real[None, :] & is_value[:, None]
+        qc = tl.load(q + start * q_step + q_tile, mask=query, other=0)
+        kc = tl.load(k + start * k_step + k_tile, mask=key, other=0)
+        vc = tl.load(v + start * v_step + v_tile, mask=value, other=0)
+        if SILU:  # rounded as the op rounds it
+            x = qc.to(WIDE)
+            qc = (x / (1 + tl.exp(-x))).to(qc.dtype)
+            x = kc.to(WIDE)
+            kc = (x / (1 + tl.exp(-x))).to(kc.dtype)
+            x = vc.to(WIDE)
+            vc = (x / (1 + tl.exp(-x))).to(vc.dtype)
+        qc = qc.to(PART)
+        kc = kc.to(PART)
+        vc = vc.to(PART)
 
-        inside = tl.where(causal, tl.exp2(rate * tl.where(causal, n[:, None] - n[None, :], 0)), 0)
+        inside = tl.where(causal, tl.exp2(rate * tl.where(causal, n[None, :] - n[:, None], 0)), 0)
         from_state = tl.exp2(rate * tl.maximum(n - late, 0))
         to_end = tl.exp2(rate * tl.maximum(m - n + late, 0))
 
         # Read: from the memory what is older than the chunk, from the chunk the rest.
         high = S.to(PART)
-        o = tl.dot(qc.to(FACTOR), high.to(FACTOR), input_precision=PRECISION, out_dtype=WIDE)
+        o = tl.dot(high.to(FACTOR), qc.to(FACTOR), input_precision=PRECISION, out_dtype=WIDE)  # (E, C)
         if READ == 2:
             low = (S - high.to(WIDE)).to(PART)
-            o = tl.dot(qc.to(FACTOR), low.to(FACTOR), o, input_precision=PRECISION, out_dtype=WIDE)
-        o *= from_state[:, None]
-        scores = tl.dot(qc.to(FACTOR), tl.trans(kc).to(FACTOR), input_precision=PRECISION, out_dtype=WIDE) * inside
+            o = tl.dot(low.to(FACTOR), qc.to(FACTOR), o, input_precision=PRECISION, out_dtype=WIDE)
+        o *= from_state[None, :]
+        scores = tl.dot(kc.to(FACTOR), qc.to(FACTOR), input_precision=PRECISION, out_dtype=WIDE) * inside
         high = scores.to(PART)
-        o = tl.dot(high.to(FACTOR), vc.to(FACTOR), o, input_precision=PRECISION, out_dtype=WIDE)
+        o = tl.dot(vc.to(FACTOR), high.to(FACTOR), o, input_precision=PRECISION, out_dtype=WIDE)
         if READ == 2:
             low = (scores - high.to(WIDE)).to(PART)
-            o = tl.dot(low.to(FACTOR), vc.to(FACTOR), o, input_precision=PRECISION, out_dtype=WIDE)
-        exists = (r < left)[:, None] if e % E == 0 else (r < left)[:, None] & is_value[None, :]
+            o = tl.dot(vc.to(FACTOR), low.to(FACTOR), o, input_precision=PRECISION, out_dtype=WIDE)
+        exists = (r < left)[None, :] if e % E == 0 else (r < left)[None, :] & is_value[:, None]
+        if gate is not None:  # the norm's own factor, one a token, waits for the sum over all heads
+            tl.store(square + start + r, tl.reduce(o * o, 0, plus), mask=r < left)
+            logits = tl.load(gate + start * gate_strides[2] + gate_tile, mask=exists, other=0).to(WIDE)
+            o *= gains[:, None] / (1 + tl.exp(-logits))
         tl.store(out + start * out_step + out_tile, o.to(out.dtype.element_ty), mask=exists)
 
         # Decay and write.
-        decayed = vc.to(WIDE) * to_end[:, None]
+        decayed = vc.to(WIDE) * to_end[None, :]
         high = decayed.to(PART)
-        S = tl.dot(tl.trans(kc).to(FACTOR), high.to(FACTOR), S * keep, input_precision=PRECISION, out_dtype=WIDE)
+        S = tl.dot(high.to(FACTOR), kc.to(FACTOR), S * keep, input_precision=PRECISION, out_dtype=WIDE)
         if WRITTEN == 2:
             low = (decayed - high.to(WIDE)).to(PART)
-            S = tl.dot(tl.trans(kc).to(FACTOR), low.to(FACTOR), S, input_precision=PRECISION, out_dtype=WIDE)
+            S = tl.dot(low.to(FACTOR), kc.to(FACTOR), S, input_precision=PRECISION, out_dtype=WIDE)
 
     if after is not None:  # noqa: SIM102 - the compiler decides the outer one, the program the inner one
         if last == T:
             after += pair * after_strides[0]
-            tl.store(after + i[:, None] * after_strides[1] + j[None, :] * after_strides[2], S, mask=mine)
+            tl.store(after + i[None, :] * after_strides[1] + j[:, None] * after_strides[2], S, mask=mine)
 
 
 @triton.jit(do_not_specialize=ANY_LENGTH)
@@ -175,7 +198,7 @@ def ends(
     k_strides, v_strides, clock_stride,
     H, T, length,
     d: tl.constexpr, e: tl.constexpr, C: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
-    BACKWARDS: tl.constexpr, FAR: tl.constexpr, WRITTEN: tl.constexpr,
+    BACKWARDS: tl.constexpr, FAR: tl.constexpr, SILU: tl.constexpr, WRITTEN: tl.constexpr,
     WIDE: tl.constexpr, PART: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: what one whole stretch of tokens adds to E columns of one head's memory, into end (B·H, F, d, e).
@@ -203,7 +226,7 @@ def ends(
         v_step = -v_step
     at = r.to(tl.int64) if FAR else r
     k_tile = at[:, None] * k_step + i[None, :] * k_strides[3]  # (C, D)
-    v_tile = at[:, None] * v_step + j[None, :] * v_strides[3]  # (C, E)
+    v_tile = at[None, :] * v_step + j[:, None] * v_strides[3]  # (E, C)
     is_key = i < d
     is_value = j < e
 
@@ -212,7 +235,7 @@ def ends(
     if clock is not None:
         clock += b * clock_stride + first
         total = tl.load(clock + length)
-    S = tl.full((D, E), 0, WIDE)
+    S = tl.full((E, D), 0, WIDE)
     for c in range(0, length // C):
         start = first + c * C
         if clock is None:
@@ -223,17 +246,24 @@ def ends(
             real = here > tl.load(clock + c * C + r)
             to_end = tl.exp2(rate * (total - here + late))
         key = real[:, None] if d == D else real[:, None] & is_key[None, :]
-        value = real[:, None] if e % E == 0 else real[:, None] & is_value[None, :]
-        kc = tl.load(k + start * k_step + k_tile, mask=key, other=0).to(PART)
-        vc = tl.load(v + start * v_step + v_tile, mask=value, other=0).to(PART)
-        decayed = vc.to(WIDE) * to_end[:, None]
+        value = real[None, :] if e % E == 0 else real[None, :] & is_value[:, None]
+        kc = tl.load(k + start * k_step + k_tile, mask=key, other=0)
+        vc = tl.load(v + start * v_step + v_tile, mask=value, other=0)
+        if SILU:  # rounded as the op rounds it
+            x = kc.to(WIDE)
+            kc = (x / (1 + tl.exp(-x))).to(kc.dtype)
+            x = vc.to(WIDE)
+            vc = (x / (1 + tl.exp(-x))).to(vc.dtype)
+        kc = kc.to(PART)
+        vc = vc.to(PART)
+        decayed = vc.to(WIDE) * to_end[None, :]
         high = decayed.to(PART)
-        S = tl.dot(tl.trans(kc).to(FACTOR), high.to(FACTOR), S, input_precision=PRECISION, out_dtype=WIDE)
+        S = tl.dot(high.to(FACTOR), kc.to(FACTOR), S, input_precision=PRECISION, out_dtype=WIDE)
         if WRITTEN == 2:
             low = (decayed - high.to(WIDE)).to(PART)
-            S = tl.dot(tl.trans(kc).to(FACTOR), low.to(FACTOR), S, input_precision=PRECISION, out_dtype=WIDE)
+            S = tl.dot(low.to(FACTOR), kc.to(FACTOR), S, input_precision=PRECISION, out_dtype=WIDE)
     end += (pair * tl.num_programs(1) + stretch) * (d * e)
-    tl.store(end + i[:, None] * e + j[None, :], S, mask=is_key[:, None] & is_value[None, :])
+    tl.store(end + i[None, :] * e + j[:, None], S, mask=is_value[:, None] & is_key[None, :])
 
 
 @triton.jit(do_not_specialize=["H", "length", "each", "G"])
@@ -280,23 +310,25 @@ class Tiles(NamedTuple):
     """How the kernels cut the work; none of it changes what is computed, ``read`` and ``written`` how it is rounded."""
 
     chunk: int = 64  # positions that are multiplied together: a power of two, at least 16
-    columns: int = 64  # value channels of a program, at most
-    warps: int = 4
-    stages: int = 2  # chunks under way at one time
-    read: int = 2  # bfloat16 parts of what is read: the state and the scores …
+    columns: int = 128  # value channels of a program, at most
+    warps: int = 8
+    stages: int = 3  # chunks under way at one time
+    read: int = 1  # bfloat16 parts of what is read: the state and the scores …
     written: int = 2  # … and of the decayed values that are written
     segment: int | None = None  # positions of a segment; None: as many segments as fill the GPU
     stretch: int = 1024  # positions of a stretch whose end is computed by one program
 
 
 def tiles_for(q: Tensor, v: Tensor) -> Tiles:
-    """What suits these types and head dims."""
-    widest = max(q.shape[3], v.shape[3])
+    """What suits these types and head dims: measured where heads have 128 channels, and what fits elsewhere."""
+    d, e = q.shape[3], v.shape[3]
     if q.dtype == torch.bfloat16:
-        return Tiles(warps=8 if widest > 128 else 4)
-    if widest > 128:
-        return Tiles(chunk=16, columns=16, warps=8, stages=1, read=1, written=1)
-    return Tiles(chunk=16, columns=32, read=1, written=1)
+        if max(d, e) > 128:
+            return Tiles(columns=64, stages=2)
+        return Tiles() if e > 64 else Tiles(warps=4)
+    if max(d, e) > 128:
+        return Tiles(chunk=16, columns=16, warps=8, stages=1, written=1)
+    return Tiles(chunk=16, columns=32, warps=4, stages=2, written=1)
 
 
 class Cut(NamedTuple):
@@ -324,6 +356,9 @@ def cut_for(tiles: Tiles, programs: int, T: int, device: torch.device) -> Cut:
 
 class Walks:
     """The kernels over one problem: what stays the same from walk to walk."""
+
+    silu = False
+    """Whether q, k and v are still to go through SiLU."""
 
     def __init__(self, q: Tensor, v: Tensor, slopes: Slopes, mask: Mask | None, tiles: Tiles | None):
         (self.B, self.H, self.T, _), e = q.shape, v.shape[3]
@@ -370,7 +405,8 @@ class Walks:
         self.launch(
             ends, (pairs * triton.cdiv(e, sides["E"]), (G - 1) * each),
             k, v, end, self.slopes, clock, k.stride(), v.stride(), tick, self.H, self.T, stretch,
-            **sides, BACKWARDS=backwards, FAR=far(self.tiles.chunk, k, v), WRITTEN=self.tiles.written, **self.types,
+            **sides, BACKWARDS=backwards, FAR=far(self.tiles.chunk, k, v), SILU=self.silu,
+            WRITTEN=self.tiles.written, **self.types,
             num_warps=self.tiles.warps, num_stages=self.tiles.stages + 1,
         )  # fmt: skip
         self.launch(
@@ -381,7 +417,16 @@ class Walks:
         return before
 
     def walk(
-        self, q: Tensor, k: Tensor, v: Tensor, before: Tensor | None, backwards: bool = False, onward: bool = True
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        before: Tensor | None,
+        backwards: bool = False,
+        onward: bool = True,
+        gate: Tensor | None = None,
+        gain: Tensor | None = None,
+        square: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """What the queries read, and the state at the end of the walk, unless nobody goes ``onward`` from there."""
         clock, sides, pairs = self.clocks[backwards], self.sides(k, v), self.B * self.H
@@ -390,10 +435,10 @@ class Walks:
         after = k.new_empty((pairs, d, e), dtype=self.wide) if onward else None
         self.launch(
             walk, (pairs * triton.cdiv(e, sides["E"]), self.cut.G),
-            q, k, v, out, before, after, self.slopes, clock,
+            q, k, v, out, before, after, self.slopes, clock, gate, gain, square,
             q.stride(), k.stride(), v.stride(), out.stride(), strides(before, 4), strides(after, 3),
-            strides(clock, 2)[0], self.H, self.T, self.cut.length,
-            **sides, BACKWARDS=backwards, FAR=far(self.tiles.chunk, q, k, v, out),
+            strides(clock, 2)[0], strides(gate, 4), self.H, self.T, self.cut.length,
+            **sides, BACKWARDS=backwards, FAR=far(self.tiles.chunk, q, k, v, out), SILU=self.silu,
             READ=self.tiles.read, WRITTEN=self.tiles.written, **self.types,
             num_warps=self.tiles.warps, num_stages=self.tiles.stages,
         )  # fmt: skip
@@ -468,3 +513,56 @@ def lightning_attention(
             f"A head has {max(q.shape[3], v.shape[3])} channels; a program of this kernel holds {WIDEST} at most."
         )
     return Segmented.apply(q, k, v, state, slopes, mask, tiles)
+
+
+# --- Straight from the projection ------------------------------------------------------------------------------------
+
+
+def lightning_packed(
+    qkv: Float[Tensor, "B T width"],
+    gate: Float[Tensor, "B T Hd"],
+    gain: Float[Tensor, "Hd"],
+    slopes: Slopes,
+    state: State | None = None,
+    *,
+    mask: Mask | None = None,
+    into: State | None = None,
+    tiles: Tiles | None = None,
+) -> tuple[Float[Tensor, "B T Hd"], Float[Tensor, "B T"], State]:
+    r"""Compute all that lies between a lightning layer's projections, and what is left of its inner norm.
+
+    $$y = \sigma(g) \odot w \odot o, \qquad o = \mathrm{lightning}(\mathrm{silu}(\text{qkv})), \qquad
+    \text{square} = \textstyle\sum o^2$$
+
+    q, k and v are read where the projection left them, SiLU is taken on the way in, the gate's sigmoid and the norm's
+    gain on the way out. The norm's own factor, $(\text{square}/Hd + \varepsilon)^{-1/2}$, is one a token: it may wait
+    until after the output's projection, with which it commutes. For T = 1 the new state goes ``into`` a tensor that is
+    given, which may be the old one's. No gradient passes.
+
+    Raises ValueError where a gradient is wanted, the shapes do not fit, or a head has more than 256 channels.
+    """
+    B, T, width = gate.shape
+    H = len(slopes)
+    if qkv.shape != (B, T, 3 * width) or width % H or gain.shape != (width,):
+        raise ValueError(
+            f"qkv is {tuple(qkv.shape)}, gate {tuple(gate.shape)}, gain {tuple(gain.shape)}, and there are {H} heads: "
+            "qkv is three times as wide as the gate, and the gate as wide as the gain and all heads together."
+        )
+    if wants_gradient(qkv, gate, gain, state):
+        raise ValueError("No gradient passes through lightning_packed; use torch.no_grad(), or the op.")
+    d = width // H
+    if d > WIDEST:
+        raise ValueError(f"A head has {d} channels; a program of this kernel holds {WIDEST} at most.")
+    q, k, v = qkv.unflatten(2, (H, 3, d)).transpose(1, 2).unbind(3)  # (B, H, T, d) each, nothing is moved
+    gates = gate.unflatten(2, (H, d)).transpose(1, 2)
+    if T == 1:
+        y, square, state = launch(q, k, v, slopes, state, mask, into, gates, gain, silu=True)
+        return y.transpose(1, 2).flatten(2), square.sum(dim=1, keepdim=True), state
+    walks = Walks(q, v, slopes, mask, tiles)
+    walks.silu = True
+    blocks = triton.cdiv(d, walks.sides(k, v)["E"])
+    square = qkv.new_empty((B, H * blocks, T), dtype=walks.wide)
+    before = walks.begins(k, v, state)
+    y, after = walks.walk(q, k, v, before, gate=gates, gain=gain, square=square)
+    assert after is not None
+    return y.transpose(1, 2).flatten(2), square.sum(dim=1), after
