@@ -268,9 +268,9 @@ MISTAKES = {
     "every expert is the first": ("e.to(tl.int64) * (sides", "0 * (sides"),
     "of an expert's choices only the first is heard": ("first == p, last", "first == p, first + 1"),
     "the first expert is left out": ("<= p)", "< p)"),
-    "equals go in any order": ("(i[None, :] < r[:, None])", "(i[None, :] > r[:, None])"),
-    "only a block is looked at": ("range(0, n, BLOCK)", "range(0, min(n, BLOCK), BLOCK)"),
-    "an expert ends where it begins": ("every <= r[:, None]", "every < r[:, None]"),
+    "equals go backwards": ("(i < r)", "(i > r)"),
+    "only a block is looked at": ("range(0, n)", "range(0, min(n, BLOCK))"),
+    "an expert ends where it begins": ("one <= r", "one < r"),
 }  # fmt: skip
 
 

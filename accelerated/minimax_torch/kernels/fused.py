@@ -102,18 +102,16 @@ def silu_up(hidden: Tensor) -> Tensor:
 
 @triton.jit(do_not_specialize=["n"])
 @no_type_check
-def sort_kernel(chosen, order, back, ends, n, E: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """One program: where ROWS choices go, behind those that are sooner; and where the stretches of ROWS experts end."""
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+def sort_kernel(chosen, order, back, ends, n, E: tl.constexpr, BLOCK: tl.constexpr):
+    """One program: where BLOCK choices go, behind those that are sooner; and where BLOCK experts' stretches end."""
+    r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mine = tl.load(chosen + r, mask=r < n, other=E)
-    place = tl.full((ROWS,), 0, tl.int32)
-    end = tl.full((ROWS,), 0, tl.int32)
-    for start in range(0, n, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        every = tl.load(chosen + i, mask=i < n, other=E)[None, :]
-        sooner = (every < mine[:, None]) | ((every == mine[:, None]) & (i[None, :] < r[:, None]))
-        place += tl.reduce(sooner.to(tl.int32), 1, plus)
-        end += tl.reduce((every <= r[:, None]).to(tl.int32), 1, plus)
+    place = tl.full((BLOCK,), 0, tl.int32)
+    end = tl.full((BLOCK,), 0, tl.int32)
+    for i in range(0, n):
+        one = tl.load(chosen + i)
+        place += ((one < mine) | ((one == mine) & (i < r))).to(tl.int32)
+        end += (one <= r).to(tl.int32)
     tl.store(back + r, place.to(tl.int64), mask=r < n)
     tl.store(order + place, r.to(tl.int64), mask=r < n)
     tl.store(ends + r, end, mask=r < E)
@@ -124,7 +122,7 @@ def sort(chosen: Tensor, E: int) -> tuple[Tensor, Tensor, Tensor]:
     n = len(chosen)
     order, back = (torch.empty_like(chosen) for _ in range(2))
     ends = torch.empty(E, dtype=torch.int32, device=chosen.device)
-    run(sort_kernel, (triton.cdiv(max(n, E), 16),), chosen, order, back, ends, n, E=E, ROWS=16, BLOCK=128)
+    run(sort_kernel, (triton.cdiv(max(n, E), 128),), chosen, order, back, ends, n, E=E, BLOCK=128)
     return order, back, ends
 
 
