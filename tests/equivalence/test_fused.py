@@ -113,6 +113,8 @@ CHOSEN = {
 def test_sorting_puts_every_choice_where_it_is_found_again(chosen, sort, device):
     chosen = torch.tensor(chosen)
     order, back, ends = (y.cpu() for y in sort(chosen.to(device), 4))
+    spread = chosen.repeat_interleave(3).to(device)[::3]  # a view
+    assert torch.equal(sort(spread, 4)[0].cpu(), order)
     assert torch.equal(order, chosen.argsort(stable=True))
     assert torch.equal(order[back], torch.arange(len(chosen)))
     assert torch.equal(ends.long(), chosen.bincount(minlength=4).cumsum(0))
@@ -218,7 +220,7 @@ def test_decoding(as_on_a_gpu):
 
 
 def test_it_steps_aside(as_on_a_gpu, tmp_path):
-    """For gradients, hooks, other ops, training, the plain form, quantised weights."""
+    """For gradients, hooks, other ops, training, the plain form, weights quantised or laid out otherwise."""
     config = small(LIGHTNING, SOFTMAX)
     reference = lively(config)
     model, ids = TORCH.model(reference).eval(), torch.tensor(prompts(config, 1, 5))
@@ -238,6 +240,11 @@ def test_it_steps_aside(as_on_a_gpu, tmp_path):
         hook = model.model.layers[1].mlp.register_forward_hook(lambda *a: None)
         assert not fuses()
         hook.remove()
+        experts = model.model.layers[0].mlp.experts
+        turned = torch.nn.Parameter(experts.down_proj.mT.contiguous().mT)
+        kept, experts.down_proj = experts.down_proj, turned
+        assert not fuses()
+        experts.down_proj = kept
         assert not fuses(model.train())
         assert fuses(model.eval())
         reference.save_pretrained(tmp_path)

@@ -68,6 +68,7 @@ def add_norm(
     D = carried.shape[-1]
     wide = torch.promote_types(carried.dtype, torch.float32)
     carried, update = carried.contiguous(), update.contiguous()
+    square, shares = (x if x is None else x.contiguous() for x in (square, shares))
     stored = carried.dtype if carried.is_cuda else wide  # the interpreter cuts a bfloat16 off, and does not round it
     x, n = (torch.empty(carried.shape, dtype=stored, device=carried.device) for _ in range(2))
     run(
@@ -119,7 +120,7 @@ def sort_kernel(chosen, order, back, ends, n, E: tl.constexpr, BLOCK: tl.constex
 
 def sort(chosen: Tensor, E: int) -> tuple[Tensor, Tensor, Tensor]:
     """[sort][minimax_torch.kernels.experts.sort] of few choices (n,) in one kernel: each looks at all others."""
-    n = len(chosen)
+    n, chosen = len(chosen), chosen.contiguous()  # of one expert a token, the router's first column is a strided view
     order, back = (torch.empty_like(chosen) for _ in range(2))
     ends = torch.empty(E, dtype=torch.int32, device=chosen.device)
     run(sort_kernel, (triton.cdiv(max(n, E), 128),), chosen, order, back, ends, n, E=E, BLOCK=128)

@@ -40,15 +40,15 @@ def takes(layers: Any, x: Tensor) -> bool:
 
 
 def suits(layer: Any, dtype: torch.dtype) -> bool:
-    """Whether the kernels know this kind of layer, and its weights are there and of the stream's type."""
-    c, stack = layer.config, layer.mlp.experts._parameters.get("gate_up_proj")
+    """Whether the kernels know this kind of layer, and its weights are there, in order, and of the stream's type."""
+    c, experts = layer.config, layer.mlp.experts._parameters
+    stacks = [experts.get(name) for name in ("gate_up_proj", "down_proj")]
     return (
         c.hidden_act == "silu"
         and not c.shared_intermediate_size
         and c.head_dim <= choose.WIDEST
         and c.hidden_size <= WIDEST
-        and isinstance(stack, Tensor)
-        and stack.dtype == dtype
+        and all(isinstance(x, Tensor) and x.dtype == dtype and x.is_contiguous() for x in stacks)
     )
 
 
