@@ -385,7 +385,7 @@ PACKED_MISTAKES = {
     "every chunk has the first one's gate": ("gate + start * gate_strides[2] + gate_tile", "gate + gate_tile"),
     "what is gated is squared": ("tl.reduce(o * o, 0", "tl.reduce(o * o * gains[:, None], 0"),
     "one block's squares stand for all": ("(pair * blocks + tl.program_id(0) % blocks) * T", "pair * blocks * T"),
-    "queries stay as they are": ("qc = (x / (1 + tl.exp(-x)))", "qc = x"),
+    "queries stay as they are": ("else silu(qkv))", "else qkv)"),
 }
 
 
@@ -451,8 +451,8 @@ def test_what_they_cannot_do_they_say(unchecked):
 # --- Mistakes ------------------------------------------------------------------------------------------------------
 
 MISTAKES = {  # what was planted: the line as it is, as it is then
-    "a short chunk decays like a full one": ("left < C, short, full", "left < C, full, full"),
-    "the state is read undecayed": ("        o *= from_state[None, :]\n", ""),
+    "a short chunk decays like a full one": ("keep = tl.exp2(slope * left)", "keep = tl.exp2(slope * C)"),
+    "the state is read undecayed": ("            o *= from_state[None, :]\n", ""),
     "a token does not see itself": ("r[None, :] >= r[:, None]", "r[None, :] > r[:, None]"),
     "backwards, too, the memory decays before it is read": ("1 if BACKWARDS else 0  # b", "0  # b"),
     "backwards, a stretch decays like forwards": ("1 if BACKWARDS else 0\n", "0\n"),
