@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from . import ops
 from .cache import Cache, LightningMemory, SoftmaxMemory
 from .kernels import choose
+from .kernels import layer as fused
 from .kernels.watch import hooks_of, watched
 from .layers import DecoderLayer, LightningSelfAttention, SoftmaxSelfAttention, SparseMoe
 from .model import MiniMaxForCausalLM
@@ -58,6 +59,12 @@ class LightningSlots:
             self.state.copy_(state)
         y = attention.norm(ops.merge_heads(out))
         return attention.out_proj(ops.output_gate(y, x, attention.output_gate))
+
+    def fused(self, attention: LightningSelfAttention, x: Hidden, lengths: Lengths) -> tuple[Hidden, Tensor]:
+        """The same in one kernel between the projections; what it adds still wants the inner norm's factor."""
+        qkv, gate = attention.qkv_proj(x), attention.output_gate(x)
+        y, square, _ = fused.lightning(attention, qkv, gate, self.state, into=self.state)
+        return attention.out_proj(y), square
 
     def put(self, slot: int, memory: LightningMemory, length: int) -> None:
         """Begin with what a cache's layer remembers."""
@@ -99,6 +106,10 @@ class SoftmaxSlots:
             self.slots[:, self.rows, :, lengths % self.capacity] = torch.stack([k, v])[:, :, :, 0].transpose(0, 1)
             out = attend_behind_a_mask(q, self.slots[0], self.slots[1], lengths + 1)
         return attention.o_proj(ops.merge_heads(out))
+
+    def fused(self, attention: SoftmaxSelfAttention, x: Hidden, lengths: Lengths) -> tuple[Hidden, None]:
+        """The same: its kernels are two anyhow."""
+        return self.step(attention, x, lengths), None
 
     def put(self, slot: int, memory: SoftmaxMemory, length: int) -> None:
         """Begin with what a cache's layer remembers."""
@@ -271,9 +282,12 @@ class Slots:
         x = model.model.embed_tokens(self.tokens * self.used)[:, None]  # (rows, 1, D)
         layers: Any = model.model.layers
         norms = [*(layer.input_layernorm for layer in layers), model.model.norm]
-        n = norms[0](x)
+        n, fuses = norms[0](x), fused.takes(layers, x)
         for layer, memory, following in zip(layers, self.layers, norms[1:], strict=True):
-            x, n = decoder_layer(layer, x, n, following, partial(memory.step, lengths=self.lengths))
+            if fuses:
+                x, n, _ = fused.decoder_layer(layer, x, n, following, partial(memory.fused, lengths=self.lengths))
+            else:
+                x, n = decoder_layer(layer, x, n, following, partial(memory.step, lengths=self.lengths))
         self.lengths += self.used
         return model.lm_head(n[:, 0].to(torch.promote_types(n.dtype, model.lm_head.weight.dtype)))
 
