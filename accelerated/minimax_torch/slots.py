@@ -190,6 +190,7 @@ class Slots:
         self._parts = [m._parameters for m in model.modules() if m._parameters]
         self._hooks = [h for m in model.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
         self._made_for = like.dtype, like.device
+        self._records = like.is_cuda
         self._graph: Any = None  # torch.cuda.CUDAGraph
         self._addresses: list[int] = []
 
@@ -256,7 +257,7 @@ class Slots:
             raise ValueError(f"Slot {full} is full with {self.capacity} tokens; free it, or make slots with more.")
         self._check_unwatched()
         self.tokens.copy_(tokens)
-        if self.tokens.is_cuda and not choose.is_plain():
+        if self._records and not choose.is_plain():
             self._record()
             self._graph.replay()
             logits = self._logits.clone()
