@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from . import ops
 from .cache import Cache, LightningMemory, SoftmaxMemory
 from .kernels import choose
-from .kernels.token import PLAIN
+from .kernels import layer as fused
+from .kernels.watch import hooks_of, watched
 from .layers import DecoderLayer, LightningSelfAttention, SoftmaxSelfAttention, SparseMoe
 from .model import MiniMaxForCausalLM
 from .quantize import Quantized
@@ -46,8 +47,14 @@ class LightningSlots:
         self.slopes = slopes.to(like.device)
         self.state = like.new_zeros((rows, H, d, d), dtype=torch.promote_types(like.dtype, torch.float32))
 
-    def step(self, attention: LightningSelfAttention, x: Hidden, lengths: Lengths) -> Hidden:
-        """Decay, write, read: what the layer's attention adds for this token."""
+    def step(
+        self, attention: LightningSelfAttention, x: Hidden, lengths: Lengths, in_parts: bool
+    ) -> tuple[Hidden, Float[Tensor, "B 1"] | None]:
+        """Decay, write, read: what the layer's attention adds; in parts, its inner norm's factor is left to squares."""
+        if in_parts:
+            qkv, gate = attention.qkv_proj(x), attention.output_gate(x)
+            y, square, _ = fused.lightning(attention, qkv, gate, self.state, into=self.state)
+            return attention.out_proj(y), square
         config = attention.config
         q, k, v = ops.split_qkv(attention.qkv_proj(x), config.num_attention_heads, config.hidden_act)
         in_place = choose.lightning_step(q, v)
@@ -57,7 +64,7 @@ class LightningSlots:
             out, state = ops.lightning_attention_recurrent(q, k, v, self.slopes, self.state)
             self.state.copy_(state)
         y = attention.norm(ops.merge_heads(out))
-        return attention.out_proj(ops.output_gate(y, x, attention.output_gate))
+        return attention.out_proj(ops.output_gate(y, x, attention.output_gate)), None
 
     def put(self, slot: int, memory: LightningMemory, length: int) -> None:
         """Begin with what a cache's layer remembers."""
@@ -81,8 +88,8 @@ class SoftmaxSlots:
         self.frequencies = ops.rotary_frequencies(config.rotary_dim, config.rope_theta, like.device)
         self.slots = like.new_zeros((2, rows, config.num_key_value_heads, self.capacity, config.head_dim))
 
-    def step(self, attention: SoftmaxSelfAttention, x: Hidden, lengths: Lengths) -> Hidden:
-        """Write, then look at all that is there: what the layer's attention adds for this token."""
+    def step(self, attention: SoftmaxSelfAttention, x: Hidden, lengths: Lengths, in_parts: bool) -> tuple[Hidden, None]:
+        """Write, then look at all that is there: what the layer's attention adds, always whole."""
         config, H, G = attention.config, attention.config.num_attention_heads, attention.config.num_key_value_heads
         q, k, v = (
             ops.split_heads(project(x), heads)
@@ -98,7 +105,7 @@ class SoftmaxSlots:
             q, k = (turn(heads, lengths[:, None]) for heads in (q, k))
             self.slots[:, self.rows, :, lengths % self.capacity] = torch.stack([k, v])[:, :, :, 0].transpose(0, 1)
             out = attend_behind_a_mask(q, self.slots[0], self.slots[1], lengths + 1)
-        return attention.o_proj(ops.merge_heads(out))
+        return attention.o_proj(ops.merge_heads(out)), None
 
     def put(self, slot: int, memory: SoftmaxMemory, length: int) -> None:
         """Begin with what a cache's layer remembers."""
@@ -146,11 +153,12 @@ def swiglu(x: Float[Tensor, "*a B D"], up: Float[Tensor, "*e F2 D"], down: Float
 
 
 def decoder_layer(
-    layer: DecoderLayer, x: Hidden, n1: Hidden, following: nn.Module, attend: Callable[[Any, Hidden], Hidden]
+    layer: DecoderLayer, x: Hidden, n1: Hidden, following: nn.Module, attend: Callable[..., tuple[Hidden, None]]
 ) -> tuple[Hidden, Hidden]:
     """[DecoderLayer][minimax_torch.layers.DecoderLayer] from the stream and its norm to the next layer's."""
     config = layer.config
-    x = ops.add_residual(x, n1, attend(layer.self_attn, n1), layer.alpha, layer.beta, config.postnorm)
+    update, _ = attend(layer.self_attn, n1)
+    x = ops.add_residual(x, n1, update, layer.alpha, layer.beta, config.postnorm)
 
     n2 = layer.post_attention_layernorm(x)
     update = mix_experts(layer.mlp, n2)
@@ -188,7 +196,7 @@ class Slots:
         self.tokens = torch.zeros_like(self.lengths)
         self.layers = [slots_of(layer, rows, capacity, like) for layer in model.model.layers]
         self._parts = [m._parameters for m in model.modules() if m._parameters]
-        self._hooks = [h for m in model.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
+        self._hooks = hooks_of(model.modules())
         self._made_for = like.dtype, like.device
         self._records = like.is_cuda
         self._graph: Any = None  # torch.cuda.CUDAGraph
@@ -272,9 +280,11 @@ class Slots:
         x = model.model.embed_tokens(self.tokens * self.used)[:, None]  # (rows, 1, D)
         layers: Any = model.model.layers
         norms = [*(layer.input_layernorm for layer in layers), model.model.norm]
-        n = norms[0](x)
+        n, few_kernels = norms[0](x), fused.takes(layers, x)
+        run: Callable = fused.decoder_layer if few_kernels else decoder_layer
         for layer, memory, following in zip(layers, self.layers, norms[1:], strict=True):
-            x, n = decoder_layer(layer, x, n, following, partial(memory.step, lengths=self.lengths))
+            attend = partial(memory.step, lengths=self.lengths, in_parts=few_kernels)
+            x, n, *_ = run(layer, x, n, following, attend)
         self.lengths += self.used
         return model.lm_head(n[:, 0].to(torch.promote_types(n.dtype, model.lm_head.weight.dtype)))
 
@@ -371,9 +381,8 @@ class Slots:
         now = self.model.model.embed_tokens.weight
         if (now.dtype, now.device) != self._made_for:
             raise ValueError(f"The model is {now.dtype} on {now.device} by now, and its slots are not; make new ones.")
-        swapped = [name for name, op in PLAIN.items() if getattr(ops, name) is not op]
-        if swapped or any(self._hooks) or nn.modules.module._has_any_global_hook():
-            what = f"Another {swapped[0]} is in use" if swapped else "A module has a hook"
+        what = watched(self._hooks)
+        if what is not None:
             raise ValueError(f"{what}, which a step of Slots would pass by; take it away, or call the model.")
 
 
