@@ -14,7 +14,8 @@ A sliding window of w needs w keys, and goes round. Slots that nobody uses are c
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,7 @@ class SoftmaxSlots:
         config = attention.config
         self.capacity = min(capacity, config.sliding_window or capacity)
         self.rows = torch.arange(rows, device=like.device)
+        self.frequencies = ops.rotary_frequencies(config.rotary_dim, config.rope_theta, like.device)
         self.slots = like.new_zeros((2, rows, config.num_key_value_heads, self.capacity, config.head_dim))
 
     def step(self, attention: SoftmaxSelfAttention, x: Hidden, lengths: Lengths) -> Hidden:
@@ -86,10 +88,16 @@ class SoftmaxSlots:
             ops.split_heads(project(x), heads)
             for project, heads in ((attention.q_proj, H), (attention.k_proj, G), (attention.v_proj, G))
         )
-        turned = ops.apply_rotary(torch.cat([q, k], dim=1), lengths[:, None], config.rotary_dim, config.rope_theta)
-        q, k = turned[:, :H], turned[:, H:]
-        self.slots[:, self.rows, :, lengths % self.capacity] = torch.stack([k, v])[:, :, :, 0].transpose(0, 1)
-        out = attend(q, self.slots[0], self.slots[1], lengths + 1)
+        kernels = choose.softmax_step(q, k)
+        if kernels is not None:
+            remember, attend = kernels
+            q = remember(q, k, v, self.slots, lengths, self.frequencies)
+            out = attend(q, self.slots[0], self.slots[1], lengths + 1)
+        else:
+            turn = partial(ops.apply_rotary, rotary_dim=config.rotary_dim, base=config.rope_theta)
+            q, k = (turn(heads, lengths[:, None]) for heads in (q, k))
+            self.slots[:, self.rows, :, lengths % self.capacity] = torch.stack([k, v])[:, :, :, 0].transpose(0, 1)
+            out = attend_behind_a_mask(q, self.slots[0], self.slots[1], lengths + 1)
         return attention.o_proj(ops.merge_heads(out))
 
     def put(self, slot: int, memory: SoftmaxMemory, length: int) -> None:
@@ -105,13 +113,10 @@ class SoftmaxSlots:
         memory._keep(self.slots[:, slot : slot + 1, :, :held].clone(), lengths)
 
 
-def attend(
+def attend_behind_a_mask(
     q: Float[Tensor, "B H 1 d"], keys: GroupedKeys, values: GroupedValues, lengths: Lengths
 ) -> Float[Tensor, "B H 1 e"]:
-    """Softmax attention of one query a row over its first ``lengths`` keys; what lies behind them is not read."""
-    kernel = choose.attend(q, keys)
-    if kernel is not None:
-        return kernel(q, keys, values, lengths)
+    """Softmax attention of one query a row over its first ``lengths`` keys; what lies behind them is left out."""
     seen = torch.arange(keys.shape[2], device=q.device) < lengths[:, None]  # (B, J)
     keys, values = (torch.where(seen[:, None, :, None], x, 0) for x in (keys, values))  # 0 · NaN would be NaN
     return ops.softmax_attention(q, keys, values, seen[:, None])
@@ -140,19 +145,20 @@ def swiglu(x: Float[Tensor, "*a B D"], up: Float[Tensor, "*e F2 D"], down: Float
     return (ops.activate(gate, act) * up) @ down.mT
 
 
-def decode_layer(layer: DecoderLayer, x: Hidden, memory: LightningSlots | SoftmaxSlots, lengths: Lengths) -> Hidden:
-    """[DecoderLayer][minimax_torch.layers.DecoderLayer] for one token a row, from and into slots."""
+def decoder_layer(
+    layer: DecoderLayer, x: Hidden, n1: Hidden, following: nn.Module, attend: Callable[[Any, Hidden], Hidden]
+) -> tuple[Hidden, Hidden]:
+    """[DecoderLayer][minimax_torch.layers.DecoderLayer] from the stream and its norm to the next layer's."""
     config = layer.config
-    n1 = layer.input_layernorm(x)
-    update = memory.step(layer.self_attn, n1, lengths)  # type: ignore[arg-type]
-    x = ops.add_residual(x, n1, update, layer.alpha, layer.beta, config.postnorm)
+    x = ops.add_residual(x, n1, attend(layer.self_attn, n1), layer.alpha, layer.beta, config.postnorm)
 
     n2 = layer.post_attention_layernorm(x)
     update = mix_experts(layer.mlp, n2)
     if config.shared_intermediate_size:
         c = ops.sigmoid(layer.coefficient(n2))  # (B, 1, 1)
         update = (1 - c) * update + c * layer.shared_mlp(n2)
-    return ops.add_residual(x, n2, update, config.mlp_alpha_factor, config.mlp_beta_factor, config.postnorm)
+    x = ops.add_residual(x, n2, update, config.mlp_alpha_factor, config.mlp_beta_factor, config.postnorm)
+    return x, following(x)
 
 
 class Slots:
@@ -263,11 +269,13 @@ class Slots:
         """The step itself: it asks the device nothing, and finds and leaves everything at its place."""
         model = self.model
         x = model.model.embed_tokens(self.tokens * self.used)[:, None]  # (rows, 1, D)
-        for layer, memory in zip(model.model.layers, self.layers, strict=True):
-            x = decode_layer(layer, x, memory, self.lengths)  # type: ignore[arg-type]
-        x = model.model.norm(x)[:, 0]
+        layers: Any = model.model.layers
+        norms = [*(layer.input_layernorm for layer in layers), model.model.norm]
+        n = norms[0](x)
+        for layer, memory, following in zip(layers, self.layers, norms[1:], strict=True):
+            x, n = decoder_layer(layer, x, n, following, partial(memory.step, lengths=self.lengths))
         self.lengths += self.used
-        return model.lm_head(x.to(torch.promote_types(x.dtype, model.lm_head.weight.dtype)))
+        return model.lm_head(n[:, 0].to(torch.promote_types(n.dtype, model.lm_head.weight.dtype)))
 
     def _record(self) -> None:
         """Record the step, once for these weights: where one has moved, anew."""

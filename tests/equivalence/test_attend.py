@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import minimax_torch
 import numpy as np
 import pytest
 import torch
@@ -25,10 +26,12 @@ from minimax_torch.slots import Slots
 
 kernels = pytest.importorskip("minimax_torch.kernels.attend", reason="Triton exists for Linux only")
 decode = pytest.importorskip("minimax_torch.kernels.decode")
+keeping = pytest.importorskip("minimax_torch.kernels.remember")
 Tiles = kernels.Tiles
 
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
 every_device = pytest.mark.parametrize("device", DEVICES)
+BOTH = keeping.remember, kernels.attend
 MANY = Tiles(keys=16, least=1, splits=4)
 
 
@@ -178,6 +181,45 @@ def test_there_are_as_many_stretches_as_keep_a_gpu_busy(pairs, capacity, splits,
     assert kernels.splits_for(Tiles(), pairs, capacity, torch.device("cuda")) == splits
 
 
+# --- What is kept of a token ---------------------------------------------------------------------------------------
+
+
+@every_device
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("d, rotary_dim", [(16, 8), (10, 4), (16, 16), (6, 0)])
+def test_a_token_is_turned_and_kept(d, rotary_dim, dtype, device):
+    """Far out, past the end of a slot that goes round, out of a packed projection; nothing else is touched."""
+    made, positions = torch.Generator().manual_seed(0), torch.tensor([0, 3, 12, 10**7], device=device)
+    packed = torch.randn(4, 1, 8, d, generator=made, dtype=torch.float64).to(device, dtype).transpose(1, 2)
+    q, k, v = packed[:, :4], packed[:, 4:6], packed[:, 6:]
+    before = torch.randn(2, 4, 2, 7, d, generator=made, dtype=torch.float64).to(device, dtype)
+    after, frequencies = before.clone(), minimax_torch.ops.rotary_frequencies(rotary_dim, 100.0, device=before.device)
+    got = keeping.remember(q, k, v, after, positions, frequencies)
+    want = before.clone()
+    want[:, torch.arange(4), :, positions % 7] = torch.stack(
+        [minimax_torch.ops.apply_rotary(k, positions[:, None], rotary_dim, 100.0), v]
+    )[:, :, :, 0].transpose(0, 1)
+    within = {torch.float64: 1e-14, torch.float32: 1e-7, torch.bfloat16: 4e-3}[dtype]  # the interpreter cuts off
+    assert_same(got, minimax_torch.ops.apply_rotary(q, positions[:, None], rotary_dim, 100.0), within)
+    assert_same(after, want, within)
+    assert torch.equal(after[1], want[1])
+
+
+def test_what_cannot_be_kept_is_refused(unchecked):
+    made = torch.zeros
+    q, k, slots, p, f = made(2, 4, 1, 6), made(2, 2, 1, 6), made(2, 2, 2, 9, 6), made(2).long(), made(1).double()
+    for inputs, fragment in (
+        ((q.expand(-1, -1, 2, -1), k, k, slots, p, f), "one token"),
+        ((q, k, k[:, :1], slots, p, f), "(2, 1, 1, 6)"),
+        ((q, k, k, slots[0], p, f), "slots are"),
+        ((q, k, k, slots.half(), p, f), "float16"),
+        ((q, k, k, slots, p, f.float()), "float64"),
+    ):
+        with pytest.raises(ValueError) as told:
+            keeping.remember(*inputs)
+        assert_one_sentence(told.value, fragment)
+
+
 # --- In the whole model --------------------------------------------------------------------------------------------
 
 
@@ -189,7 +231,7 @@ def test_slots_decode_with_the_kernels(window, monkeypatch):
     for chosen in (False, True):
         if chosen:
             monkeypatch.setattr(choose, "lightning_step", lambda q, v: taken.append(1) or decode.lightning_step)
-            monkeypatch.setattr(choose, "attend", lambda q, keys: taken.append(2) or kernels.attend)
+            monkeypatch.setattr(choose, "softmax_step", lambda q, k: taken.append(2) or BOTH)
         rows = Slots(model, 3, 20)
         for prompt in ([3, 4, 5], [6, 7, 8, 9, 10, 11, 12]):
             rows.put(torch.tensor(prompt))
@@ -202,19 +244,19 @@ def test_the_kernel_is_chosen(monkeypatch):
     """One warning, once, where it would have been expected."""
     device = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    choose._attend.cache_clear()
+    choose._softmax_step.cache_clear()
     choose._has_triton.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choose._attend(128, 8, device) is kernels.attend
-        q, keys, values, _ = drawn([5])
-        assert choose.attend(q, keys) is choose.lightning_step(q, q) is None  # no GPU: nothing is missed
+        assert choose._softmax_step(128, 8, device) == BOTH
+        q, keys, _, _ = drawn([5])
+        assert choose.softmax_step(q, keys) is choose.lightning_step(q, q) is None  # no GPU: nothing is missed
     for many in ((512, 1), (16, 200)):
         with pytest.warns(UserWarning) as told:
-            assert choose._attend(*many, device) is choose._attend(*many, device) is None
+            assert choose._softmax_step(*many, device) is choose._softmax_step(*many, device) is None
         assert len(told) == 1
         assert_one_sentence(told[0].message, str(max(many)), "256", "128", "PyTorch")
-    choose._attend.cache_clear()
+    choose._softmax_step.cache_clear()
     choose._has_triton.cache_clear()
 
 
@@ -257,17 +299,28 @@ MISTAKES = {  # what was planted: the line as it is, as it is then
 }  # fmt: skip
 
 
-def edited(folder: Path, was: str, becomes: str):
+TURNED = {
+    "the other way": ("-tl.sin(angle), tl.sin(angle)", "tl.sin(angle), -tl.sin(angle)"),
+    "with the neighbour": ("tl.where(i < half, i + half, i - half)  #", "i ^ 1  #"),
+    "values too": ("            turns = i < 0\n", "            turns = i < R\n"),
+    "by the first row's position": ("tl.load(positions + b)", "tl.load(positions)"),
+    "a slot does not go round": ("p % capacity", "tl.minimum(p, capacity - 1)"),
+    "values lie where keys do": ("            to += slots_strides[0]\n", ""),
+    "each frequency twice": ("frequencies + tl.where(i < half, i, i - half)", "frequencies + i % half // 2"),
+}  # fmt: skip
+
+
+def edited(folder: Path, was: str, becomes: str, of=kernels):
     """The module with one line changed: a kernel is read from its file."""
-    source = Path(kernels.__file__).read_text(encoding="utf-8")
+    source = Path(of.__file__).read_text(encoding="utf-8")
     assert source.count(was) == 1, was
-    file = folder / "edited_attend.py"
+    file = folder / f"edited_{Path(of.__file__).name}"
     file.write_text(source.replace(was, becomes), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("minimax_torch.kernels.edited_attend", file)
+    spec = importlib.util.spec_from_file_location(f"minimax_torch.kernels.{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return module.attend
+    return module
 
 
 def furthest(function) -> float:
@@ -284,9 +337,16 @@ def furthest(function) -> float:
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_noticed(mistake, tmp_path):
-    assert furthest(edited(tmp_path, *MISTAKES[mistake])) > 1e-6
+    assert furthest(edited(tmp_path, *MISTAKES[mistake]).attend) > 1e-6
 
 
 def test_an_edit_that_changes_nothing_passes(tmp_path):
     """Else the mistakes above could be noticed for being edited."""
-    assert furthest(edited(tmp_path, "exists = j < last - start", "exists = start + j < last")) < 1e-14
+    assert furthest(edited(tmp_path, "exists = j < last - start", "exists = start + j < last").attend) < 1e-14
+
+
+@pytest.mark.parametrize("mistake", TURNED)
+def test_a_mistake_in_turning_is_noticed(mistake, tmp_path, monkeypatch):
+    monkeypatch.setattr(keeping, "remember", edited(tmp_path, *TURNED[mistake], of=keeping).remember)
+    with pytest.raises(AssertionError, match="relative error"):
+        test_a_token_is_turned_and_kept(16, 8, torch.float64, "cpu")

@@ -416,9 +416,9 @@ def test_arrays_of_lengths_are_lengths():
 MISTAKES = {  # what was planted: the line as it is, as it is then
     "the state is not kept": ("            self.state.copy_(state)\n", ""),
     "a token's key lies one place too far": ("lengths % self.capacity]", "(lengths + 1) % self.capacity]"),
-    "a token does not see itself": ("self.slots[1], lengths + 1)", "self.slots[1], lengths)"),
-    "rows are at each other's positions": ("lengths[:, None], config.r", "lengths.flip(0)[:, None], config.r"),
-    "keys are not turned": ("q, k = turned[:, :H], turned[:, H:]", "q = turned[:, :H]"),
+    "a token does not see itself": ("(q, self.slots[0], self.slots[1], lengths + 1)\n        return", "(q, self.slots[0], self.slots[1], lengths)\n        return"),  # noqa: E501
+    "rows are at each other's positions": ("turn(heads, lengths[:, None])", "turn(heads, lengths.flip(0)[:, None])"),
+    "keys are not turned": ("for heads in (q, k))", "for heads in (q, k)); k = ops.split_heads(attention.k_proj(x), G)"),  # noqa: E501
     "what lies past the end is seen": ("device=q.device) < lengths[:, None]", "device=q.device) < lengths[:, None] + 1"),  # noqa: E501
     "lengths do not grow": ("        self.lengths += self.used\n", ""),
     "lengths of unused slots grow": ("self.lengths += self.used", "self.lengths += 1"),

@@ -58,11 +58,11 @@ def lightning_step(q: Tensor, v: Tensor) -> Callable | None:
     return _kernel(max(q.shape[3], v.shape[3]), True, q.device)
 
 
-def attend(q: Tensor, keys: Tensor) -> Callable | None:
-    """What one query a row attends with, called with (q, keys, values, lengths); None: the op, behind a mask."""
+def softmax_step(q: Tensor, k: Tensor) -> tuple[Callable, Callable] | None:
+    """What puts a token's key and value among a row's others, and what its query then attends with; None: ops do."""
     if _plain.get() or not (q.is_cuda and q.dtype in ON_GPU):
         return None
-    return _attend(q.shape[3], q.shape[1] // keys.shape[1], q.device)
+    return _softmax_step(q.shape[3], q.shape[1] // k.shape[1], q.device)
 
 
 def experts() -> Callable | None:
@@ -123,13 +123,14 @@ def _kernel(widest: int, one_token: bool, device: torch.device) -> Callable | No
 
 
 @lru_cache(maxsize=64)
-def _attend(channels: int, shared: int, device: torch.device) -> Callable | None:
+def _softmax_step(channels: int, shared: int, device: torch.device) -> tuple[Callable, Callable] | None:
     if not has_triton("Decode attention runs", device):
         return None
     from .attend import MOST_SHARED, WIDEST, attend
+    from .remember import remember
 
     if channels > WIDEST or shared > MOST_SHARED:
         why = f"heads have {channels} channels, {shared} to a key head, and the kernel holds {WIDEST} and {MOST_SHARED}"
         warnings.warn(f"Decode attention runs in plain PyTorch, slower: {why}.", stacklevel=4)
         return None
-    return attend
+    return remember, attend

@@ -118,7 +118,7 @@ def launch(
     columns: int = 32,
     warps: int = 4,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the step: out (B, H, 1, e); with a gate, squares of what is gated, in parts of a sum (B, n); the new state."""
+    """Run the step: out (B, H, 1, e); with a gate, parts of the sum of squares (B, n); the new state."""
     (B, H, _, d), e = q.shape, v.shape[3]
     wide = torch.promote_types(q.dtype, torch.float32)
     if into is None:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..shapes import Lengths, Queries
+from ..shapes import Lengths
 from .lightning import InterpretedFunction, tl, triton
 
 
@@ -60,13 +60,13 @@ def turn(
 
 
 def remember(
-    q: Queries,
-    k: Queries,
-    v: Queries,
+    q: Float[Tensor, "B H 1 d"],
+    k: Float[Tensor, "B G 1 d"],
+    v: Float[Tensor, "B G 1 d"],
     slots: Float[Tensor, "2 B G capacity d"],
     positions: Lengths,
     frequencies: Float[Tensor, "half"],
-) -> Queries:
+) -> Float[Tensor, "B H 1 d"]:
     """Turn as [apply_rotary][minimax_torch.ops.rotary.apply_rotary] does, one token a row at these positions.
 
     Key and value are written into ``slots``, keys first; the turned query (B, H, 1, d) is returned. ``frequencies`` are
@@ -79,7 +79,8 @@ def remember(
         shapes = f"q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, slots {tuple(slots.shape)}"
         raise ValueError(f"{shapes}: there is one token a row, and slots are (2, B, G, capacity, d).")
     if slots.dtype != q.dtype or frequencies.dtype != torch.float64:
-        raise ValueError(f"slots are {slots.dtype}, q {q.dtype} and frequencies {frequencies.dtype}; slots are of q's type, frequencies float64.")  # fmt: skip
+        found = f"q is {q.dtype}, slots {slots.dtype}, frequencies {frequencies.dtype}"
+        raise ValueError(f"{found}: slots are of q's type, and frequencies float64.")
     wide = torch.promote_types(q.dtype, torch.float32)
     turned = torch.empty_like(q, memory_format=torch.contiguous_format)
     run: Any = turn if q.is_cuda else InterpretedFunction(turn.fn)
