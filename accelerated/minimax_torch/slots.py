@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from . import ops
 from .cache import Cache, LightningMemory, SoftmaxMemory
 from .kernels import choose
-from .kernels.token import PLAIN
+from .kernels.watch import PLAIN
 from .layers import DecoderLayer, LightningSelfAttention, SoftmaxSelfAttention, SparseMoe
 from .model import MiniMaxForCausalLM
 from .quantize import Quantized
