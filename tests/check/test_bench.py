@@ -10,7 +10,7 @@ import torch
 from minimax_numpy.cli import main
 from minimax_numpy.config import LIGHTNING, SOFTMAX
 from minimax_torch import ops
-from minimax_torch.bench import block, contest, models, tell
+from minimax_torch.bench import block, contest, contestants, models, tell
 from minimax_torch.bench.contest import Machine, Row, noting
 
 single = importlib.import_module("minimax_torch.bench.ops")
@@ -82,7 +82,7 @@ def test_a_rival_that_is_not_installed_is_a_line(monkeypatch):
 
     monkeypatch.setattr(models, "Transformers", absent)
     notes: dict[str, str] = {}
-    found = models.contestants(models.built(models.SMALL, HERE), HERE, notes)
+    found = models.contestants(contestants.built(models.SMALL, HERE), HERE, notes)
     assert notes == {"transformers": "absent: transformers is not installed"}
     assert [c.name for c in found] == ["ours", "ours, as written", "ours, eager form"]
 
@@ -102,16 +102,16 @@ def test_a_ratio_is_the_median_of_the_rounds():
 
 def test_contestants_are_asked_in_turn_and_the_slow_one_once(monkeypatch):
     asked = []
-    clock = {"quick": 0.5, "slow": 1e3}
+    clock = {"quick": [0.5] * 3, "slow": [1e3], "compiled first": [1e3, 0.5, 0.5], "slow at last": [0.5, 1e3]}
 
     def seconds(function, device=CPU, calls=None):
-        return clock[function()]
+        return clock[function()].pop(0)
 
     monkeypatch.setattr(contest, "seconds", seconds)
-    rows = [Row("prefill", name, 100, floor=0.1) for name in clock]
+    rows = [Row("prefill", name, 100, floor=20.0 if name == "slow" else 0.1) for name in clock]
     contest.compete(rows, [lambda name=name: asked.append(name) or name for name in clock], 2, HERE, tokens=10)
-    assert asked == ["quick", "slow", "quick", "quick"]
-    assert [row.seconds for row in rows] == [0.05, 100.0]
+    assert asked == [*clock, "quick", "compiled first", "slow at last", "quick", "compiled first"]
+    assert [row.seconds for row in rows] == [0.05, 100.0, 0.05, 100.0]
     assert rows[0].share == pytest.approx(2) and rows[0].rate == pytest.approx(2000)
 
 
@@ -177,35 +177,39 @@ def test_a_step_that_forgets_to_write_its_state_is_seen():
 @pytest.fixture(scope="module")
 def twin():
     config = dataclasses.replace(models.SMALL, layer_types=(LIGHTNING, LIGHTNING, SOFTMAX), num_key_value_heads=1)
-    return models.built(config, WIDE)
+    return contestants.built(config, WIDE)
 
 
 def test_a_long_prefill_is_read_in_pieces_with_the_same_logits(twin, monkeypatch):
-    ids, ours = models.drawn_ids(twin.config, WIDE, 1, 37), models.Ours("ours", twin)
+    ids, ours = models.drawn_ids(twin.config, WIDE, 1, 37), contestants.Ours("ours", twin)
     want = ours.prefill(ids)
-    monkeypatch.setattr(models, "PIECE", 10)
+    calls: list = []
+    seen = twin.model.register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(contestants, "PIECE", 10)
     assert contest.off(ours.prefill(ids), want) < 1e-11
+    seen.remove()
+    assert len(calls) == 4
 
 
 def test_from_one_random_past_slots_and_cache_say_the_same(twin, monkeypatch):
-    past, ids = models.random_cache(twin, 1, 50, 20), models.drawn_ids(twin.config, WIDE, 3, 4)
-    monkeypatch.setattr(models, "random_cache", lambda *_: past.fork())
-    slots = models.Slotted("slots", twin)
+    past, ids = contestants.random_cache(twin, 1, 50, 20), models.drawn_ids(twin.config, WIDE, 3, 4)
+    monkeypatch.setattr(contestants, "random_cache", lambda *_: past.fork())
+    slots = contestants.Slotted("slots", twin)
     got, held = slots.decode(slots.past(3, 50, 20), ids)
-    each = [models.Ours("ours", twin).decode(past.fork(), row[None])[0] for row in ids]
+    each = [contestants.Ours("ours", twin).decode(past.fork(), row[None])[0] for row in ids]
     assert held.lengths.tolist() == [54] * 3
     assert contest.off(got, torch.cat(each)) < 1e-11
 
 
 def test_transformers_runs_on_the_very_same_weights():
     pytest.importorskip("transformers")
-    model = models.built(models.SMALL, HERE)
-    theirs = models.Transformers(model, "eager")
+    model = contestants.built(models.SMALL, HERE)
+    theirs = contestants.Transformers(model, "eager")
     shared = dict(model.state_dict())
     for name, x in theirs.model.named_parameters():
         assert x.data_ptr() == shared[name].data_ptr(), name
     ids = models.drawn_ids(models.SMALL, HERE, 2, 20)
-    assert contest.off(theirs.prefill(ids), models.Ours("ours", model).prefill(ids)) < 1e-5
+    assert contest.off(theirs.prefill(ids), contestants.Ours("ours", model).prefill(ids)) < 1e-5
     logits, (_, seen) = theirs.decode(theirs.past(2, 30, 0), ids)
     assert logits.isfinite().all() and seen == 50
 
@@ -251,9 +255,12 @@ def test_out_of_memory_says_what_was_needed_and_what_would_fit(gpu):
 
 
 def test_on_a_gpu_who_does_not_fit_is_left_out_and_the_next_goes_on(gpu, twin):
-    exact, narrow = models.Ours("float64", twin), models.with_weights(twin.config, twin.weights, GPU, torch.float32)
+    exact, narrow = (
+        contestants.Ours("float64", twin),
+        contestants.with_weights(twin.config, twin.weights, GPU, torch.float32),
+    )
     found, ids = (
-        [models.Ours("ours", narrow), models.Slotted("slots", narrow)],
+        [contestants.Ours("ours", narrow), contestants.Slotted("slots", narrow)],
         models.drawn_ids(twin.config, GPU, 2, 30),
     )
     rows = models.decode(found, exact, ids, GPU, 1)

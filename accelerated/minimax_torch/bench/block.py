@@ -13,7 +13,8 @@ from minimax_numpy.config import LIGHTNING, SOFTMAX, MiniMaxConfig
 from minimax_numpy.counts import count
 
 from .contest import Row, free, lengths_of, machine_of, shape_of
-from .models import NEW, SMALL, TRUE, Ours, Slotted, Transformers, built, decode, drawn_ids, prefill, tell
+from .contestants import Ours, Slotted, Transformers, built
+from .models import NEW, SMALL, TRUE, decode, drawn_ids, prefill, tell
 from .tell import finish
 
 LAYERS = 8

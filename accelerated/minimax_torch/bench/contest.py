@@ -169,13 +169,12 @@ def compete(
     for row, run in zip(rows, runs, strict=True):
         with noting(row, machine):
             row.memory, first = peak(run, machine.device)
-            if first > machine.patience:
-                row.times = [first / tokens]
-            else:
-                running.append((row, run))
+            if first > machine.patience and first / tokens < 10 * (row.floor or 0):
+                row.times = [first / tokens]  # long work; what is long and far from its floor may have been compiling
+            running.append((row, run))
     for _ in range(repeat):
         for row, run in running:
-            if row.note is None:
+            if row.note is None and max(row.times, default=0) * tokens < machine.patience:
                 with noting(row, machine):
                     row.times.append(seconds(run, machine.device, calls) / tokens)
     for row in rows:

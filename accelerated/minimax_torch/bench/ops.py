@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import ops as twin
 from ..kernels import choose, chunks
 from .contest import Machine, Row, compete, fits, has_fla, lengths_of, machine_of, noting, off
-from .models import masked_experts
+from .contestants import masked_experts
 from .tell import finish, table
 
 FORWARD, BOTH = "forward", "forward + backward"
