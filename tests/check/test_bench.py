@@ -12,6 +12,7 @@ from minimax_numpy.config import LIGHTNING, SOFTMAX
 from minimax_torch import ops
 from minimax_torch.bench import block, contest, contestants, models, tell
 from minimax_torch.bench.contest import Machine, Row, noting
+from minimax_torch.bench.contestants import Ours, Slotted, Transformers, built, with_weights
 
 single = importlib.import_module("minimax_torch.bench.ops")
 CPU = torch.device("cpu")
@@ -82,7 +83,7 @@ def test_a_rival_that_is_not_installed_is_a_line(monkeypatch):
 
     monkeypatch.setattr(models, "Transformers", absent)
     notes: dict[str, str] = {}
-    found = models.contestants(contestants.built(models.SMALL, HERE), HERE, notes)
+    found = models.contestants(built(models.SMALL, HERE), HERE, notes)
     assert notes == {"transformers": "absent: transformers is not installed"}
     assert [c.name for c in found] == ["ours", "ours, as written", "ours, eager form"]
 
@@ -177,11 +178,11 @@ def test_a_step_that_forgets_to_write_its_state_is_seen():
 @pytest.fixture(scope="module")
 def twin():
     config = dataclasses.replace(models.SMALL, layer_types=(LIGHTNING, LIGHTNING, SOFTMAX), num_key_value_heads=1)
-    return contestants.built(config, WIDE)
+    return built(config, WIDE)
 
 
 def test_a_long_prefill_is_read_in_pieces_with_the_same_logits(twin, monkeypatch):
-    ids, ours = models.drawn_ids(twin.config, WIDE, 1, 37), contestants.Ours("ours", twin)
+    ids, ours = models.drawn_ids(twin.config, WIDE, 1, 37), Ours("ours", twin)
     want = ours.prefill(ids)
     calls: list = []
     seen = twin.model.register_forward_hook(lambda *_: calls.append(1))
@@ -194,22 +195,22 @@ def test_a_long_prefill_is_read_in_pieces_with_the_same_logits(twin, monkeypatch
 def test_from_one_random_past_slots_and_cache_say_the_same(twin, monkeypatch):
     past, ids = contestants.random_cache(twin, 1, 50, 20), models.drawn_ids(twin.config, WIDE, 3, 4)
     monkeypatch.setattr(contestants, "random_cache", lambda *_: past.fork())
-    slots = contestants.Slotted("slots", twin)
+    slots = Slotted("slots", twin)
     got, held = slots.decode(slots.past(3, 50, 20), ids)
-    each = [contestants.Ours("ours", twin).decode(past.fork(), row[None])[0] for row in ids]
+    each = [Ours("ours", twin).decode(past.fork(), row[None])[0] for row in ids]
     assert held.lengths.tolist() == [54] * 3
     assert contest.off(got, torch.cat(each)) < 1e-11
 
 
 def test_transformers_runs_on_the_very_same_weights():
     pytest.importorskip("transformers")
-    model = contestants.built(models.SMALL, HERE)
-    theirs = contestants.Transformers(model, "eager")
+    model = built(models.SMALL, HERE)
+    theirs = Transformers(model, "eager")
     shared = dict(model.state_dict())
     for name, x in theirs.model.named_parameters():
         assert x.data_ptr() == shared[name].data_ptr(), name
     ids = models.drawn_ids(models.SMALL, HERE, 2, 20)
-    assert contest.off(theirs.prefill(ids), contestants.Ours("ours", model).prefill(ids)) < 1e-5
+    assert contest.off(theirs.prefill(ids), Ours("ours", model).prefill(ids)) < 1e-5
     logits, (_, seen) = theirs.decode(theirs.past(2, 30, 0), ids)
     assert logits.isfinite().all() and seen == 50
 
@@ -256,11 +257,11 @@ def test_out_of_memory_says_what_was_needed_and_what_would_fit(gpu):
 
 def test_on_a_gpu_who_does_not_fit_is_left_out_and_the_next_goes_on(gpu, twin):
     exact, narrow = (
-        contestants.Ours("float64", twin),
-        contestants.with_weights(twin.config, twin.weights, GPU, torch.float32),
+        Ours("float64", twin),
+        with_weights(twin.config, twin.weights, GPU, torch.float32),
     )
     found, ids = (
-        [contestants.Ours("ours", narrow), contestants.Slotted("slots", narrow)],
+        [Ours("ours", narrow), Slotted("slots", narrow)],
         models.drawn_ids(twin.config, GPU, 2, 30),
     )
     rows = models.decode(found, exact, ids, GPU, 1)
