@@ -240,7 +240,7 @@ GPU = OnGpu(CPU, torch.float32, 1e12, 1e10)
 
 
 def test_out_of_memory_says_what_was_needed_and_what_would_fit(gpu):
-    row = Row("decode", "ours", 1_000_000, 32, needed=20e9)
+    row = Row("decode", "ours", 1_000_000, 32, needed=20 * 10**9)
     assert not contest.fits(row, GPU)
     assert row.note == (
         "out of memory: about 20.0 GB are needed and 5.0 GB are free; 8 rows, or 250,000 tokens in each would fit"

@@ -54,9 +54,9 @@ class Machine:
         """What it calls itself."""
         return torch.cuda.get_device_name() if self.on_gpu else platform.processor() or platform.machine()
 
-    def moving(self, nbytes: float) -> float:
+    def moving(self, nbytes: int) -> float:
         """The least seconds in which so many bytes pass through memory."""
-        return nbytes / self.memory if self.on_gpu else reading(int(nbytes))
+        return nbytes / self.memory if self.on_gpu else reading(nbytes)
 
     def generator(self, seed: int = 0) -> torch.Generator:
         """Draws on this device."""
@@ -137,7 +137,7 @@ class Row:
     error: float | None = None  # RMS of the difference from float64, over RMS
     state_error: float | None = None  # the same of the final state
     same: bool | None = None  # whether a second call gave the same bits
-    needed: float = 0  # bytes that it is thought to need
+    needed: int = 0  # bytes that it is thought to need
     note: str | None = None  # why there is no time, in a sentence
 
     @property
@@ -255,11 +255,11 @@ def free(machine: Machine) -> float:
     """Bytes that may still be had; infinitely many where the system does not tell."""
     if not machine.on_gpu:
         try:
-            return status("MemAvailable", "/proc/meminfo")
+            return float(status("MemAvailable", "/proc/meminfo"))
         except (OSError, KeyError):
             return float("inf")
     kept = torch.cuda.memory_reserved(machine.device) - torch.cuda.memory_allocated(machine.device)
-    return torch.cuda.mem_get_info(machine.device)[0] + kept
+    return float(torch.cuda.mem_get_info(machine.device)[0] + kept)
 
 
 def wanted(error: BaseException) -> float:
@@ -270,16 +270,18 @@ def wanted(error: BaseException) -> float:
 
 def fits(row: Row, machine: Machine) -> bool:
     """Whether a row may be tried; if what it is thought to need is not there, its note says so."""
+    if machine.on_gpu:
+        torch.cuda.empty_cache()  # what the row before it left behind
     left = free(machine)
     if row.needed > left:
         row.note = too_large(row, left)
     return row.note is None
 
 
-def too_large(row: Row, left: float, asked: float = 0) -> str:
+def too_large(row: Row, left: float, asked: float = 0.0) -> str:
     """What was needed, what there is, and what would fit; need grows with the tokens of a row, or with the rows."""
-    needed = max(row.needed, asked)
-    if not needed or needed <= left:  # the piece that was asked for came after others
+    needed = max(float(row.needed), asked)
+    if needed <= left:  # and yet there was not enough
         return f"out of memory: more than the {left / 1e9:.1f} GB that are free; a shorter text or fewer rows need less"
     share = left / needed
     tokens = f"{max(int(row.length * share), 0):,} tokens"

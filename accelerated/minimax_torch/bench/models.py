@@ -101,14 +101,20 @@ def named(rows: list[Row], told: str) -> list[Row]:
 
 def contestants(model: MiniMaxForCausalLM, machine: Machine, absent: dict[str, str]) -> list[Any]:
     """Ours, transformers, and ours in plainer forms; what is not there is put down as absent."""
-    found: list[Any] = [Ours("ours", model)]
-    try:
+    plainer = [Ours("ours, as written", model, choose.plain), Ours("ours, eager form", model, eager)]
+    return [Ours("ours", model), *transformers_on(model, machine, absent), *plainer]
+
+
+def transformers_on(model: MiniMaxForCausalLM, machine: Machine, absent: dict[str, str]) -> list[Any]:
+    """The rival as it comes, and on a GPU with its eager experts, too."""
+    row, found = Row("", "transformers", 0), list[Any]()
+    with noting(row, machine):
         found.append(Transformers(model))
         if machine.on_gpu:
             found.append(Transformers(model, "eager"))
-    except ImportError as error:
-        absent["transformers"] = f"absent: {error}"
-    return [*found, Ours("ours, as written", model, choose.plain), Ours("ours, eager form", model, eager)]
+    if row.note:
+        absent["transformers"] = row.note
+    return found
 
 
 def narrow_and_compiled(model: MiniMaxForCausalLM, absent: dict[str, str]) -> list[Ours]:
@@ -249,7 +255,7 @@ def flops(config: MiniMaxConfig, length: int) -> int:
     return length * (c.flops_per_token - head) + head
 
 
-def bytes_read(config: MiniMaxConfig, batch: int, length: int, size: int = 4, int8: bool = False) -> float:
+def bytes_read(config: MiniMaxConfig, batch: int, length: int, size: int = 4, int8: bool = False) -> int:
     """Bytes of one decode step: every weight that some row needs once, states read and written, keys and values."""
     c = count(config)
     E, L = config.num_local_experts, config.num_hidden_layers
@@ -258,16 +264,16 @@ def bytes_read(config: MiniMaxConfig, batch: int, length: int, size: int = 4, in
     kinds = config.layer_types
     narrow = L * hit * c.expert + c.lightning_layer * kinds.count(LIGHTNING) + c.softmax_layer * kinds.count(SOFTMAX)
     weights = size * (others + L * hit * c.expert + (c.head or c.embedding)) - (3 * narrow if int8 else 0)
-    return weights + batch * (2 * c.state_bytes + size / 2 * c.kv_bytes_per_token * length)
+    return int(weights + batch * (2 * c.state_bytes + size / 2 * c.kv_bytes_per_token * length))
 
 
-def remembered(config: MiniMaxConfig, batch: int, length: int, size: int) -> float:
+def remembered(config: MiniMaxConfig, batch: int, length: int, size: int) -> int:
     """Bytes of states, keys and values."""
     c = count(config)
-    return batch * (c.state_bytes + size / 2 * c.kv_bytes_per_token * length)
+    return batch * (c.state_bytes + size * c.kv_bytes_per_token * length // 2)
 
 
-def working(config: MiniMaxConfig, length: int, size: int, pieces: bool) -> float:
+def working(config: MiniMaxConfig, length: int, size: int, pieces: bool) -> int:
     """About the bytes that a prefill works in: the widest of what a token is turned into, in a piece; and keys."""
     token = 6 * config.hidden_size + 8 * config.num_attention_heads * config.head_dim
     return size * token * (min(length, PIECE) if pieces else length) + remembered(config, 1, length, size)
