@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from . import ops
 from .cache import Cache, LightningMemory, SoftmaxMemory
 from .kernels import choose
-from .kernels.watch import PLAIN
+from .kernels.watch import hooks_of, watched
 from .layers import DecoderLayer, LightningSelfAttention, SoftmaxSelfAttention, SparseMoe
 from .model import MiniMaxForCausalLM
 from .quantize import Quantized
@@ -188,7 +188,7 @@ class Slots:
         self.tokens = torch.zeros_like(self.lengths)
         self.layers = [slots_of(layer, rows, capacity, like) for layer in model.model.layers]
         self._parts = [m._parameters for m in model.modules() if m._parameters]
-        self._hooks = [h for m in model.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
+        self._hooks = hooks_of(model.modules())
         self._made_for = like.dtype, like.device
         self._graph: Any = None  # torch.cuda.CUDAGraph
         self._addresses: list[int] = []
@@ -370,9 +370,8 @@ class Slots:
         now = self.model.model.embed_tokens.weight
         if (now.dtype, now.device) != self._made_for:
             raise ValueError(f"The model is {now.dtype} on {now.device} by now, and its slots are not; make new ones.")
-        swapped = [name for name, op in PLAIN.items() if getattr(ops, name) is not op]
-        if swapped or any(self._hooks) or nn.modules.module._has_any_global_hook():
-            what = f"Another {swapped[0]} is in use" if swapped else "A module has a hook"
+        what = watched(self._hooks)
+        if what is not None:
             raise ValueError(f"{what}, which a step of Slots would pass by; take it away, or call the model.")
 
 

@@ -125,7 +125,8 @@ class Transformers:
         try:
             for layer in self.model.model.layers:
                 if hasattr(attention := layer.self_attn, "slope_rate"):
-                    attention.slope_rate = attention.get_slope_rate(like.device)
+                    with like.device:  # versions differ in whether it can be asked for one
+                        attention.slope_rate = attention.get_slope_rate()
                     names = ("query_decay", "key_decay", "diagonal_decay")
                     for name, x in zip(names, attention.decay_factors(attention.slope_rate), strict=True):
                         setattr(attention, name, x)
