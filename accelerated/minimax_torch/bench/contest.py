@@ -11,6 +11,7 @@ import ctypes
 import importlib.util
 import platform
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -224,6 +225,12 @@ def off(x: Tensor | Sequence[Tensor], exact: Tensor | Sequence[Tensor]) -> float
 # --- What does not work ---------------------------------------------------------------------------------------------
 
 
+def say(row: Row) -> None:
+    """Tell, beside the tables, who is asked for the first time: kernels are compiled then, and that may take long."""
+    batch = f", batch {row.batch}" if row.batch > 1 else ""
+    print(f"… {row.contest}, {row.length:,} tokens{batch}: {row.contestant}", file=sys.stderr, flush=True)
+
+
 class noting:
     """A failure becomes the row's note: what was missing, or the first line of what was said."""
 
@@ -269,12 +276,14 @@ def wanted(error: BaseException) -> float:
 
 
 def fits(row: Row, machine: Machine) -> bool:
-    """Whether a row may be tried; if what it is thought to need is not there, its note says so."""
+    """Whether a row may be tried, which is told; if what it is thought to need is not there, its note says so."""
     if machine.on_gpu:
         torch.cuda.empty_cache()  # what the row before it left behind
     left = free(machine)
     if row.needed > left:
         row.note = too_large(row, left)
+    if row.note is None:
+        say(row)
     return row.note is None
 
 

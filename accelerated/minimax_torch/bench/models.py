@@ -230,7 +230,7 @@ def train(found: Sequence[Any], exact: Ours, ids: Tensor, machine: Machine, repe
     for contestant in found:
         row = Row("training step", contestant.name, T, floor=floor)
         rows.append(row)
-        if left_out(contestant, row, 512, machine):  # autograd would keep a state a token
+        if left_out(contestant, row, 512, machine) or not fits(row, machine):  # autograd would keep a state a token
             continue
         with noting(row, machine):
             got = contestant.train(ids)

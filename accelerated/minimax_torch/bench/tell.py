@@ -23,7 +23,7 @@ def table(rows: Sequence[Row], first: str) -> str:
         cells = {row.contestant: cells_of(row, own) for row in here}
         titles = dict.fromkeys(("time", f"× {first}", "of floor", "tokens/s", "memory", "error", "of state", "twice"))
         shown = [i for i in range(len(titles)) if any(row[i] for row in cells.values())]  # no empty column
-        wide = [max(10, len(list(titles)[i]) + 2) for i in shown]
+        wide = [2 + max(8, len(list(titles)[i]), *(len(row[i]) for row in cells.values())) for i in shown]
         lines += [f"\n{contest}, {length:,} tokens{many}"]
         lines += [f"  {'':<29}" + "".join(f"{list(titles)[i]:>{w}}" for i, w in zip(shown, wide))]
         for row in here:
