@@ -149,8 +149,8 @@ def left_out(contestant: Any, row: Row, longest: int, machine: Machine) -> bool:
     """Whether a contestant is not run, which its row then says; the eager form takes a step of Python a token."""
     if getattr(contestant, "form", None) is eager and row.length > longest:
         row.note = f"not run beyond {longest:,} tokens: a step of Python for each"
-    if (row.floor or 0) > 15 * machine.patience:
-        row.note = f"not run: at the machine's own rate it takes {row.floor:.0f} s"
+    if row.flops / machine.matmul > 15 * machine.patience:
+        row.note = f"not run: at the machine's own rate it takes {row.flops / machine.matmul:.0f} s"
     return row.note is not None
 
 
@@ -161,7 +161,7 @@ def prefill(found: Sequence[Any], exact: Ours | None, ids: Tensor, machine: Mach
         want = exact.prefill(ids)
     config = next(c.model.config for c in found if isinstance(c, Ours))
     for contestant in found:
-        row = Row("prefill", contestant.name, T, floor=flops(config, T) / machine.matmul)
+        row = Row("prefill", contestant.name, T, flops=flops(config, T))
         row.needed = working(config, T, machine.dtype.itemsize, isinstance(contestant, Ours))
         rows.append(row)
         if left_out(contestant, row, 2048 if machine.on_gpu else 4096, machine) or not fits(row, machine):
@@ -191,7 +191,7 @@ def decode(
     run: Any
     for contestant in found:
         nbytes = bytes_read(config, B, T, machine.dtype.itemsize, "int8" in contestant.name)
-        row = Row("decode", contestant.name, T, B, floor=machine.moving(nbytes))
+        row = Row("decode", contestant.name, T, B, nbytes=nbytes)
         row.needed = remembered(config, B, T, machine.dtype.itemsize)
         rows.append(row)
         if not fits(row, machine):
@@ -224,11 +224,11 @@ def begun(
 def train(found: Sequence[Any], exact: Ours, ids: Tensor, machine: Machine, repeat: int) -> list[Row]:
     """Forward and backward; the error is that of all gradients together."""
     T, config = ids.shape[1], exact.model.config
-    floor = 3 * (flops(config, T) + 2 * (T - 1) * config.hidden_size * config.vocab_size) / machine.matmul
+    least = 3 * (flops(config, T) + 2 * (T - 1) * config.hidden_size * config.vocab_size)
     want = exact.train(ids)
     rows, runs = [], []
     for contestant in found:
-        row = Row("training step", contestant.name, T, floor=floor)
+        row = Row("training step", contestant.name, T, flops=least)
         rows.append(row)
         if left_out(contestant, row, 512, machine) or not fits(row, machine):  # autograd would keep a state a token
             continue
