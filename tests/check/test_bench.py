@@ -329,3 +329,11 @@ def test_plots_run_over_lengths_or_over_rows(tmp_path):
     tell.redraw(str(tmp_path / "it.json"), str(tmp_path / "it.svg"))
     drawn = (tmp_path / "it.svg").read_text(encoding="utf-8")
     assert "<svg" in drawn and drawn.count("<!-- 3 × -->") == 1
+
+
+def test_nobody_is_left_out_of_a_plot_for_want_of_colours(tmp_path):
+    names = [f"number {n}" for n in range(len(tell.COLOURS) + 3)]
+    rows = [Row("prefill", name, length, 1, 1.0, [1.0]) for name in names for length in (8, 16)]
+    tell.plot(tmp_path / "it.svg", rows, names[0])
+    drawn = (tmp_path / "it.svg").read_text(encoding="utf-8")
+    assert all(f"<!-- {name} -->" in drawn for name in names)

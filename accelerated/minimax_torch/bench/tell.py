@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,10 @@ def write(file: Path, rows: Sequence[Row], machine: Machine, more: dict[str, Any
 
 
 INK = "#7f8896"
-COLOURS = ("#2a9d8f", "#e4572e", "#7b61c4", "#c98a1b", "#3a7bd5", "#b5457a", "#6b8e23", "#8a8f98")
+COLOURS = (
+    "#2a9d8f", "#e4572e", "#7b61c4", "#c98a1b", "#3a7bd5", "#b5457a",
+    "#6b8e23", "#8a8f98", "#5b8fb0", "#a0522d", "#c77dbb", "#3f7d58",
+)  # fmt: skip
 
 
 def plot(file: Path, rows: Sequence[Row], first: str) -> None:
@@ -95,7 +99,7 @@ def plot(file: Path, rows: Sequence[Row], first: str) -> None:
         floors = sorted((getattr(row, along), row.floor) for row in here if row.floor and row.contestant == lowest)
         upper.plot(*zip(*floors), color=INK, lw=1, ls="--", label="floor")
         ends = []
-        for name, colour in zip(names, COLOURS):
+        for name, colour in zip(names, cycle(COLOURS)):
             mine = sorted((row for row in here if row.contestant == name), key=lambda row: getattr(row, along))
             style: dict[str, Any] = {"marker": "o", "ms": 4, "lw": 1.2, "color": colour, "label": name}
             upper.plot([getattr(r, along) for r in mine], [r.seconds for r in mine], **style)
