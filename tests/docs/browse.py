@@ -211,6 +211,8 @@ class Tab:
         told = {"key": "a", "windowsVirtualKeyCode": 65, "modifiers": 2}
         self.call("Input.dispatchKeyEvent", type="rawKeyDown", commands=["selectAll"], **told)
         self.call("Input.dispatchKeyEvent", type="keyUp", **told)
+        if not words:
+            self.press("Backspace")
         for letter in words:
             self.call("Input.dispatchKeyEvent", type="char", text=letter)
 
