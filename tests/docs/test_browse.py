@@ -109,5 +109,14 @@ def test_a_widget_with_a_mistake_is_found_out(browser, tmp_path, name, file, rig
     assert any(kind == name for _, _, kind, _ in driven(browser, tmp_path, name, (file, right, wrong)))
 
 
+def test_a_cell_that_fetches_before_anybody_asks_is_found_out(browser, tmp_path):
+    """Only its button may leave the site: the driver allows that one request, after the key is pressed."""
+    right, wrong = "let python = null", 'fetch("http://127.0.0.1:9/x").catch(() => 0); let python = null'
+    findings = driven(
+        browser, tmp_path, "live-cell", ("live-cell", f"{right}, busy = false;", f"{wrong}, busy = false;")
+    )
+    assert any(kind == "request" and "leaves the site" in what for _, _, kind, what in findings), findings
+
+
 def test_every_widget_is_spoiled_once():
     assert {name for name, *_ in SPOILED} == set(browse_widgets.DRIVERS)
