@@ -123,14 +123,13 @@ class Transformers:
         before = torch.get_default_dtype()
         torch.set_default_dtype(like.dtype)  # its constants are made in the model's own type when it loads a checkpoint
         try:
-            for layer in self.model.model.layers:
-                if hasattr(attention := layer.self_attn, "slope_rate"):
-                    with like.device:  # versions differ in whether it can be asked for one
+            with like.device:  # versions differ in whether they can be asked for one
+                for layer in self.model.model.layers:
+                    if hasattr(attention := layer.self_attn, "slope_rate"):
                         attention.slope_rate = attention.get_slope_rate()
-                    names = ("query_decay", "key_decay", "diagonal_decay")
-                    for name, x in zip(names, attention.decay_factors(attention.slope_rate), strict=True):
-                        setattr(attention, name, x)
-            with torch.device(like.device):
+                        names = ("query_decay", "key_decay", "diagonal_decay")
+                        for name, x in zip(names, attention.decay_factors(attention.slope_rate), strict=True):
+                            setattr(attention, name, x)
                 self.model.model.rotary_emb = type(self.model.model.rotary_emb)(config)
         finally:
             torch.set_default_dtype(before)
