@@ -9,7 +9,7 @@
 # %% [markdown]
 # # 6 · A whole layer
 #
-# 10 min, 35 more for the exercises · after [lightning attention](../03_chunks/),
+# 10 min, 45 more for the exercises · after [lightning attention](../03_chunks/),
 # [softmax](../04_softmax/) and [experts](../05_experts/) · any laptop; NumPy and matplotlib
 #
 # **Question.** You have seen every part of a layer by itself. What joins them, and is what you then hold the
@@ -150,6 +150,13 @@ def join(x, weight, update, alpha, beta):
 join = yours_or("5.3", residual, join)
 again = join(np.array([3.0, 4.0]), np.ones(2), u, 2.0, 1.0)
 print("by hand it was 2.697 and 2.263; now:", again.round(3))
+
+# %% [markdown]
+# What is carried is shrunk a little at each join, for the norm divides by a vector that has just grown. How much of
+# the first vector, the embedding, is left when the last layer is done?
+
+# %% [markdown]
+# {{ exercise 5.6 }}
 
 # %% [markdown]
 # ## 3 · What the heads read is normed as one vector

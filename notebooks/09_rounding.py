@@ -9,7 +9,7 @@
 # %% [markdown]
 # # 9 · Numbers: float64 to bfloat16
 #
-# 15 min, 30 more for the exercises · after [what rounding does](../../path/rounding/) and [from one step to one
+# 15 min, 45 more for the exercises · after [what rounding does](../../path/rounding/) and [from one step to one
 # chunk](../03_chunks/) · any laptop, no GPU, no PyTorch
 #
 # **Question.** A model of 456 billion parameters is stored in numbers of 16 bits. Which of its parts put up with
@@ -291,6 +291,13 @@ plt.show()
 # somebody else, and a tolerance that lets them pass lets anything pass. That is why the judge compares structure
 # in float64, and hands the experts the truth’s choice when it judges a narrow type.
 #
+# A narrow type hides mistakes without any router, too: those that are smaller than its rounding. Here is one that a
+# port can make. Which type shows it?
+
+# %% [markdown]
+# {{ exercise 8.6 }}
+
+# %% [markdown]
 # ## 8 · The real ones
 #
 # Rates are kept wide, powers are taken in float64, and each table is rounded once, when it is finished:

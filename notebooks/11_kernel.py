@@ -9,13 +9,14 @@
 # %% [markdown]
 # # 11 · A Triton kernel in the interpreter
 #
-# 25 min, 25 more for the two kernels that you write · after [from PyTorch to a
+# 30 min, 30 more for the two kernels and the gradient that you write · after [from PyTorch to a
 # kernel](../../path/to-kernel/) and [from one step to one chunk](../03_chunks/) · any Linux machine, no GPU
 #
 # **Question.** What does a kernel look like from the inside, and how does one know that it is right?
 #
 # **You will** write a program that copies, one that attends within a chunk, and one that walks from chunk to
-# chunk; read the real one; put it into a whole model; and find three breakages by what the judge says.
+# chunk; read the real one; put it into a whole model; cut the walk, and walk it backwards, as the fast kernels
+# do; and find three breakages by what the judge says.
 #
 # Triton compiles for GPUs. Told to interpret, it walks through the same functions with NumPy, and this notebook
 # tells it so, before anybody imports it.
@@ -43,7 +44,7 @@ import triton
 import triton.language as tl
 from minimax_numpy import MiniMaxConfig, MiniMaxForCausalLM, ops
 from minimax_numpy.check import check_op, crosscheck
-from minimax_torch.kernels import lightning
+from minimax_torch.kernels import lightning, segments
 
 # %config InlineBackend.figure_formats = ["svg"]
 ORANGE, GREY = "#d2622a", "#808a98"  # by day and by night
@@ -359,7 +360,107 @@ print("the same model" if report.ok else report)
 print(f"the kernel ran {len(at_work)} times, on", *sorted(set(at_work)))
 
 # %% [markdown]
-# ## 5 · Three breakages
+# ## 5 · Cut the walk, and walk it backwards
+#
+# That kernel is there to be read. [The kernels that run](../../concepts/kernels/) do two things more, and both can
+# be done by hand with the reference’s op, which takes a state and returns one.
+#
+# **Segments.** Where the batch is small, one program a head leaves most of a GPU with nothing to do. So 64 tokens
+# become four segments of 16. First each but the last finds what it adds, from nothing, all at one time. Then what
+# they add is handed on, decayed by a segment’s length. Then all walk at one time, each from its own beginning.
+
+# %%
+q, k, v = torch.randn(3, 1, 1, 64, 16, generator=draw, dtype=torch.float64)
+slopes = torch.tensor([0.1], dtype=torch.float64)
+rate, m = slopes.numpy(), 16
+pieces = [tuple(x.numpy() for x in piece) for piece in zip(*(x.split(m, 2) for x in (q, k, v)))]
+
+adds = [ops.lightning_attention_chunked(*piece, rate)[1] for piece in pieces[:-1]]  # 1 ends
+
+begins = [np.zeros((1, 1, 16, 16))]  # 2 hand on
+for A in adds:
+    begins.append(np.exp(-rate * m) * begins[-1] + A)
+
+outs = [  # 3 walk
+    ops.lightning_attention_chunked(*piece, rate, B)[0] for piece, B in zip(pieces, begins)
+]
+
+whole, _ = ops.lightning_attention_direct(q.numpy(), k.numpy(), v.numpy(), rate)
+print(f"{np.abs(np.concatenate(outs, axis=2) - whole).max():.0e} from the definition")
+
+# %% [markdown]
+# The same sum, so the same numbers. `begins` is also what the real kernel writes between its steps. Here it is, in
+# the interpreter, with the same cut:
+
+# %%
+cut = segments.Tiles(chunk=16, columns=16, segment=m, stretch=m)
+found = segments.Walks(q, v, slopes, None, cut).begins(k, v, None)
+off = np.abs(found[0].numpy() - np.concatenate(begins)[:, 0]).max()
+print(f"{len(found[0])} beginnings, {off:.0e} from those made by hand")
+
+# %% [markdown]
+# **Backwards.** Let `do` be the gradient of the output. Token j’s value was read by every query from j on, with the
+# weight $e^{-s(t-j)} (q_t \cdot k_j)$, so
+#
+# $$dv_j = \sum_{t \ge j} e^{-s(t-j)}\, (k_j \cdot q_t)\; do_t$$
+#
+# That is lightning attention once more: k reads, q are the keys, do the values, and time runs from the last token to
+# the first. No new kernel is needed for it, only `flip`.
+
+
+# %%
+def backwards(reads, keys, values):
+    """Lightning attention from the last token to the first."""
+    turned = (x.flip(2).numpy() for x in (reads, keys, values))
+    out, _ = ops.lightning_attention_chunked(*turned, rate)
+    return torch.from_numpy(out).flip(2)
+
+
+do = torch.randn(1, 1, 64, 16, generator=draw, dtype=torch.float64)
+asked = [x.clone().requires_grad_() for x in (q, k, v)]
+out, _ = minimax_torch.ops.lightning_attention_direct(*asked, slopes)
+dq, dk, dv = torch.autograd.grad(out, asked, do)
+print(f"dv is {(backwards(k, q, do) - dv).abs().max():.0e} from autograd's")
+
+# %% [markdown]
+# ### Your turn: the gradient of the keys
+#
+# Token j’s key was met by the same queries, with the same decays. Which three tensors go in, and in which order?
+
+# %%
+mine = backwards(k, q, do)  # <- dv; make it dk
+
+off = (mine - dk).abs().max()
+print("right" if off < 1e-10 else f"not yet: {off:.1f} off")
+
+# %% [markdown]
+# <details><summary>A hint</summary>
+#
+# In $do_t \cdot o_t$ stands $(q_t \cdot k_j)\,(v_j \cdot do_t)$. Take $k_j$ away: a number times a vector is left.
+#
+# </details>
+#
+# <details><summary>Solution</summary>
+#
+# ```python
+# mine = backwards(v, do, q)
+# ```
+#
+# $dk_j = \sum_{t \ge j} e^{-s(t-j)} (v_j \cdot do_t)\, q_t$: v reads, do are the keys, q the values. And dq needs no
+# flip: do reads, v are the keys, k the values, forwards.
+#
+# </details>
+#
+# The real kernel’s gradients are these walks, cut into segments. All three, against autograd:
+
+# %%
+asked = [x.clone().requires_grad_() for x in (q, k, v)]
+out, _ = segments.lightning_attention(*asked, slopes, tiles=cut)
+for told, found, want in zip(("dq", "dk", "dv"), torch.autograd.grad(out, asked, do), (dq, dk, dv)):
+    print(f"{told}: {(found - want).abs().max():.0e}")
+
+# %% [markdown]
+# ## 6 · Three breakages
 #
 # A kernel is read from its file, so a broken one is the file with a line changed. `broken` makes such a file and
 # hands it to the judge. Before you run a cell, say what it will say.

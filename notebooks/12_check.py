@@ -9,7 +9,8 @@
 # %% [markdown]
 # # 12 · Check somebody’s kernel
 #
-# 15 min, 35 more for the exercises · after [the twin](../08_twin/) · any laptop; NumPy, PyTorch and matplotlib
+# 15 min, 135 more for the exercises, 100 of them for three programs in your language · after
+# [the twin](../08_twin/) · any laptop; NumPy, PyTorch and matplotlib
 #
 # **Question.** An engineer has a kernel for lightning attention, fast and foreign: other axes, another sign, a state
 # the other way round. Does it compute what this model needs? And if not, what is it that it does instead?
@@ -640,8 +641,8 @@ report = run(PROGRAM)
 print("\n".join(str(report).splitlines()[-2:]))
 
 # %% [markdown]
-# That is exercise [10.3](../../reference/exercises/#e10-3), which asks for such a program in *your* language; its check
-# takes the path of the file that the program wrote.
+# Such a program in *your* language is what exercise 10.3 asks for, at the end of this section; its check takes the path
+# of the file that the program wrote.
 
 # %%
 exercise("10.3", folder / "actual.safetensors")
@@ -669,6 +670,21 @@ wrong = next(row for row in report.rows if row.wrong)
 print(f"first difference: {wrong.part}, {wrong.where}")
 print("looks like:", report.looks_like)
 print("cure:", report.cure)
+
+# %% [markdown]
+# ### In your language
+#
+# Now without Python, if you like: three ops, from the shortest to the one of this notebook. In the first most of the
+# work is reading and writing the file, and you can keep that part for the other two.
+
+# %% [markdown]
+# {{ exercise 10.1 }}
+
+# %% [markdown]
+# {{ exercise 10.2 }}
+
+# %% [markdown]
+# {{ exercise 10.3 }}
 
 # %% [markdown]
 # ## In three lines

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from . import ops
 from .cache import Cache, LightningMemory, SoftmaxMemory
 from .kernels import choose
+from .kernels import layer as fused
 from .kernels.watch import hooks_of, watched
 from .layers import DecoderLayer, LightningSelfAttention, SoftmaxSelfAttention, SparseMoe
 from .model import MiniMaxForCausalLM
@@ -46,8 +47,14 @@ class LightningSlots:
         self.slopes = slopes.to(like.device)
         self.state = like.new_zeros((rows, H, d, d), dtype=torch.promote_types(like.dtype, torch.float32))
 
-    def step(self, attention: LightningSelfAttention, x: Hidden, lengths: Lengths) -> Hidden:
-        """Decay, write, read: what the layer's attention adds for this token."""
+    def step(
+        self, attention: LightningSelfAttention, x: Hidden, lengths: Lengths, in_parts: bool
+    ) -> tuple[Hidden, Float[Tensor, "B 1"] | None]:
+        """Decay, write, read: what the layer's attention adds; in parts, its inner norm's factor is left to squares."""
+        if in_parts:
+            qkv, gate = attention.qkv_proj(x), attention.output_gate(x)
+            y, square, _ = fused.lightning(attention, qkv, gate, self.state, into=self.state)
+            return attention.out_proj(y), square
         config = attention.config
         q, k, v = ops.split_qkv(attention.qkv_proj(x), config.num_attention_heads, config.hidden_act)
         in_place = choose.lightning_step(q, v)
@@ -57,7 +64,7 @@ class LightningSlots:
             out, state = ops.lightning_attention_recurrent(q, k, v, self.slopes, self.state)
             self.state.copy_(state)
         y = attention.norm(ops.merge_heads(out))
-        return attention.out_proj(ops.output_gate(y, x, attention.output_gate))
+        return attention.out_proj(ops.output_gate(y, x, attention.output_gate)), None
 
     def put(self, slot: int, memory: LightningMemory, length: int) -> None:
         """Begin with what a cache's layer remembers."""
@@ -81,8 +88,8 @@ class SoftmaxSlots:
         self.frequencies = ops.rotary_frequencies(config.rotary_dim, config.rope_theta, like.device)
         self.slots = like.new_zeros((2, rows, config.num_key_value_heads, self.capacity, config.head_dim))
 
-    def step(self, attention: SoftmaxSelfAttention, x: Hidden, lengths: Lengths) -> Hidden:
-        """Write, then look at all that is there: what the layer's attention adds for this token."""
+    def step(self, attention: SoftmaxSelfAttention, x: Hidden, lengths: Lengths, in_parts: bool) -> tuple[Hidden, None]:
+        """Write, then look at all that is there: what the layer's attention adds, always whole."""
         config, H, G = attention.config, attention.config.num_attention_heads, attention.config.num_key_value_heads
         q, k, v = (
             ops.split_heads(project(x), heads)
@@ -98,7 +105,7 @@ class SoftmaxSlots:
             q, k = (turn(heads, lengths[:, None]) for heads in (q, k))
             self.slots[:, self.rows, :, lengths % self.capacity] = torch.stack([k, v])[:, :, :, 0].transpose(0, 1)
             out = attend_behind_a_mask(q, self.slots[0], self.slots[1], lengths + 1)
-        return attention.o_proj(ops.merge_heads(out))
+        return attention.o_proj(ops.merge_heads(out)), None
 
     def put(self, slot: int, memory: SoftmaxMemory, length: int) -> None:
         """Begin with what a cache's layer remembers."""
@@ -146,11 +153,12 @@ def swiglu(x: Float[Tensor, "*a B D"], up: Float[Tensor, "*e F2 D"], down: Float
 
 
 def decoder_layer(
-    layer: DecoderLayer, x: Hidden, n1: Hidden, following: nn.Module, attend: Callable[[Any, Hidden], Hidden]
+    layer: DecoderLayer, x: Hidden, n1: Hidden, following: nn.Module, attend: Callable[..., tuple[Hidden, None]]
 ) -> tuple[Hidden, Hidden]:
     """[DecoderLayer][minimax_torch.layers.DecoderLayer] from the stream and its norm to the next layer's."""
     config = layer.config
-    x = ops.add_residual(x, n1, attend(layer.self_attn, n1), layer.alpha, layer.beta, config.postnorm)
+    update, _ = attend(layer.self_attn, n1)
+    x = ops.add_residual(x, n1, update, layer.alpha, layer.beta, config.postnorm)
 
     n2 = layer.post_attention_layernorm(x)
     update = mix_experts(layer.mlp, n2)
@@ -190,6 +198,7 @@ class Slots:
         self._parts = [m._parameters for m in model.modules() if m._parameters]
         self._hooks = hooks_of(model.modules())
         self._made_for = like.dtype, like.device
+        self._records = like.is_cuda
         self._graph: Any = None  # torch.cuda.CUDAGraph
         self._addresses: list[int] = []
 
@@ -256,7 +265,7 @@ class Slots:
             raise ValueError(f"Slot {full} is full with {self.capacity} tokens; free it, or make slots with more.")
         self._check_unwatched()
         self.tokens.copy_(tokens)
-        if self.tokens.is_cuda and not choose.is_plain():
+        if self._records and not choose.is_plain():
             self._record()
             self._graph.replay()
             logits = self._logits.clone()
@@ -271,9 +280,11 @@ class Slots:
         x = model.model.embed_tokens(self.tokens * self.used)[:, None]  # (rows, 1, D)
         layers: Any = model.model.layers
         norms = [*(layer.input_layernorm for layer in layers), model.model.norm]
-        n = norms[0](x)
+        n, few_kernels = norms[0](x), fused.takes(layers, x)
+        run: Callable = fused.decoder_layer if few_kernels else decoder_layer
         for layer, memory, following in zip(layers, self.layers, norms[1:], strict=True):
-            x, n = decoder_layer(layer, x, n, following, partial(memory.step, lengths=self.lengths))
+            attend = partial(memory.step, lengths=self.lengths, in_parts=few_kernels)
+            x, n, *_ = run(layer, x, n, following, attend)
         self.lengths += self.used
         return model.lm_head(n[:, 0].to(torch.promote_types(n.dtype, model.lm_head.weight.dtype)))
 

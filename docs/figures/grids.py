@@ -9,7 +9,7 @@ import runpy
 from pathlib import Path
 
 import numpy as np
-from kit import cell, line, sheet, text, write
+from kit import cell, dot, line, sheet, text, write
 from minimax_numpy import MiniMaxForCausalLM, ops
 from minimax_numpy.trace import Trace, recording
 
@@ -98,8 +98,9 @@ def chunked():
         parts.append(line([(x0 + edge, y0 + edge), (x0 + edge, y0 + min(edge + size * C, size * T - 1))], "ink thick"))
     t, j = 8, 1  # one pair, its distance split at the cut
     x, y, corner = x0 + size * j + 11.5, y0 + size * t + 11.5, x0 + size * C - 1
-    parts += [text(x, y + 4.5, "●", "mid"), line([(x, y), (corner, y)], "ink thick")]
-    parts += [text((x + corner) / 2, y - 6, "c − j", "bold mid"), text(corner + 7, y0 + size * 7 + 4, "r", "bold")]
+    parts += [dot(x, y, 4, "dot"), line([(x, y), (corner, y)], "ink thick")]
+    for at, up, wide, words in (((x + corner) / 2, y - 10, 36, "c − j"), (corner + 12.5, y0 + size * 7, 16, "r")):
+        parts += [cell(at - wide / 2, up - 8, wide, 15, "plate"), text(at, up + 4, words, "bold mid")]
     for top, words in ((1.2, "chunk 1"), (6.2, "chunk 2"), (10.7, "chunk 3, short")):
         parts.append(text(x0 + size * (top + 1.9), y0 + size * top, words, "soft"))
     side = x0 + 8 * size

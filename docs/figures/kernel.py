@@ -35,14 +35,14 @@ def walk():
     for width in WIDTHS:
         centre, wide = x + width / 2 - 4, width - 8
         for row, (name, style) in enumerate((("q", "grey"), ("k", "grey"), ("v", "cool"))):
-            parts += [cell(x, 50 + 14 * row, wide, 12, style, 0.3), text(x + 4, 59.5 + 14 * row, name, "soft")]
+            parts += [cell(x, 50 + 14 * row, wide, 12, style, 0.3), text(x + 4, 59.5 + 14 * row, name, "small")]
         parts += [arrow([(centre, 94), (centre, TOP - 2)]), cell(x, TOP, wide, 50, "rim")]
         size = min(wide / 2, 22)  # the scores inside: a square, of which the lower half counts
         corners = [(centre - size / 2, middle - size / 2), (centre - size / 2, middle + size / 2)]
         corners += [(centre + size / 2, middle + size / 2), corners[0]]
         parts += [line(corners, "cool band"), line(corners, "cool")]
         parts += [arrow([(centre, TOP + 52), (centre, TOP + 78)]), cell(x, TOP + 80, wide, 12, "hot", 0.35)]
-        parts += [text(x + 4, TOP + 89.5, "out", "soft")]
+        parts += [text(x + 4, TOP + 89.5, "out", "small")]
         parts.append(text(centre, TOP + 110, "C" if width == WIDTHS[0] else "m", "soft mid"))
         parts.append(arrow([(x + wide, middle), (x + width, middle)], "hot"))
         x += width

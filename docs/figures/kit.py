@@ -2,7 +2,8 @@
 
 A page pastes the file in, so that its colours follow the theme; opened alone it follows the system's. Sheets are at
 most 440 wide, so that their words can be read on a phone. Colours: `hot` is what the figure is about, `cool` what it
-is compared with, `soft` what explains. The same numbers give the same bytes everywhere.
+is compared with, `soft` what explains. Words on a fill are never `soft`, and the fill is at most 0.36 strong, or they
+stand on a `plate`: the ink is then legible by day and by night. The same numbers give the same bytes everywhere.
 """
 
 import math
@@ -11,12 +12,13 @@ from pathlib import Path
 FOLDER = Path(__file__).parents[1] / "assets" / "figures"
 STYLE = """
 .drawn{--ink:var(--md-default-fg-color,#24292f);--soft:var(--md-default-fg-color--light,#6b7280);
---hot:var(--twin-accent,#d2622a);--cool:var(--twin-cool,#2f86a6);
+--hot:var(--twin-accent,#d2622a);--cool:var(--twin-cool,#2f86a6);--plate:var(--md-default-bg-color,#fff);
 font:12px var(--md-text-font-family,system-ui,sans-serif);
 display:block;width:100%;margin:0 auto}
 .drawn text{fill:var(--ink)}.drawn .soft{fill:var(--soft);font-size:11px}.drawn .bold{font-weight:650}
 .drawn .mid{text-anchor:middle}.drawn .end{text-anchor:end}.drawn .hot{fill:var(--hot)}.drawn .cool{fill:var(--cool)}
 .drawn .none{fill:none;stroke:var(--soft);stroke-width:.8}.drawn .grey{fill:var(--soft)}
+.drawn .small{font-size:11px}.drawn .plate{fill:var(--plate)}.drawn .dot{fill:var(--ink)}
 .drawn .rim{fill:var(--md-default-bg-color,none);stroke:var(--hot);stroke-width:1.5}
 .drawn path,.drawn line{fill:none;stroke:var(--soft);stroke-width:1}.drawn .grid{opacity:.35}
 .drawn .thick{stroke-width:2}.drawn .cut{stroke:var(--ink);stroke-width:3}.drawn .dashed{stroke-dasharray:6 3}
@@ -27,7 +29,7 @@ display:block;width:100%;margin:0 auto}
 .drawn path.tip.cool{fill:var(--cool)}.drawn a:hover rect{stroke-width:2}
 @media(prefers-color-scheme:dark){
 .drawn{--ink:var(--md-default-fg-color,#d5d9e0);--soft:var(--md-default-fg-color--light,#9aa3b0);
---cool:var(--twin-cool,#5fb0cf)}}
+--cool:var(--twin-cool,#5fb0cf);--plate:var(--md-default-bg-color,#1e2129)}}
 """.replace("\n", "")
 
 

@@ -20,7 +20,8 @@ STYLE = """
 --hot:var(--twin-accent,#d2622a);font:13px var(--md-text-font-family,system-ui,sans-serif);display:block;width:100%}
 .map text{fill:var(--ink);text-anchor:middle}.map .title{font-weight:700;font-size:14px;text-anchor:start}
 .map a .title{text-decoration:underline;text-decoration-color:var(--hot);text-underline-offset:3px}
-.map .soft{fill:var(--soft);font-size:11px}.map .end{text-anchor:end}.map .hot{fill:var(--hot)}.map .on{font-weight:600}
+.map .soft{fill:var(--soft);font-size:11px}.map .small{font-size:11px}
+.map .end{text-anchor:end}.map .hot{fill:var(--hot)}.map .on{font-weight:600}
 .map .math{font:14.5px KaTeX_Main,Georgia,serif}.map .sub{font-size:10px}
 .map rect,.map path,.map circle{fill:none;stroke:var(--soft);stroke-width:1.2}.map a:hover rect{stroke-width:2.2}
 .map .frame{stroke-dasharray:2 4;opacity:.7}.map .lit{fill:var(--hot);fill-opacity:.14;stroke:var(--hot)}
@@ -113,7 +114,7 @@ def lightning():
     parts += [f'<a href="{API}ops.lightning.lightning_attention_chunked">']
     parts += ['<rect x="6" y="136" width="170" height="84" rx="6" class="lit"/>']
     parts += [text(91, 165, "S ← e⁻ˢ S + k vᵀ", "math"), text(91, 188, "o = Sᵀ q", "math")]
-    parts += [text(91, 209, "d × e numbers, always", "soft"), "</a>"]
+    parts += [text(91, 209, "d × e numbers, always", "small"), "</a>"]
     parts += [flow((91, 220), (91, 244)), box(6, 244, 170, 28, "RMSNorm, all heads", to="ops.norms.inner_norm")]
     parts += [flow((91, 272), (91, 293)), join(91, 304, "×"), flow((247, 106), (247, 304), (102, 304))]
     parts += [flow((91, 314), (91, 334)), box(6, 334, 170, 28, sub("W", "out"), math=True, to="ops.projections.linear")]

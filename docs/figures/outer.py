@@ -30,7 +30,7 @@ def matrix(x, y, numbers, lit):
     """Rows of numbers; those that are lit are coloured by their size."""
     values = [(i, j, value) for i, line in enumerate(numbers) for j, value in enumerate(line)]
     return "".join(
-        number(x + SIZE * j, y + SIZE * i, value, "hot" if value and lit[i] else "none", 0.08 + 0.045 * value)
+        number(x + SIZE * j, y + SIZE * i, value, "hot" if value and lit[i] else "none", 0.08 + 0.035 * value)
         for i, j, value in values
     )
 

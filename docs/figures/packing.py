@@ -16,7 +16,7 @@ MASK = np.array(
     ]
 )
 SIDES = ("full", "padded left", "a hole", "padded right")
-STYLES = (("cool", 0.22), ("hot", 0.22), ("cool", 0.5), ("hot", 0.5))
+STYLES = (("cool", 0.18), ("hot", 0.18), ("cool", 0.36), ("hot", 0.36))
 SIZE = 24
 
 
@@ -26,7 +26,7 @@ def square(x, y, document, position):
     if document is None:
         return cell(x, y, SIZE - 2, SIZE - 2)
     style, strength = STYLES[document]
-    words = text(x + SIZE / 2 - 1, y + SIZE / 2 + 3.5, position, "mid soft")
+    words = text(x + SIZE / 2 - 1, y + SIZE / 2 + 3.5, position, "mid")
     return cell(x, y, SIZE - 2, SIZE - 2, style, strength) + words
 
 

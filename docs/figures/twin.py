@@ -37,7 +37,7 @@ def figures():
         y = 26 + 21 * n
         parts.append(text(ALONE - 14, y + 13, part, "end" if wrong else "soft end"))
         for x, error, off in ((ALONE, alone, alone > 1e-3), (FED, fed, wrong)):
-            parts.append(cell(x, y, WIDE, HIGH, "hot" if off else "grey", 0.75 if off else 0.14))
+            parts.append(cell(x, y, WIDE, HIGH, "hot" if off else "none grid", 0.36 if off else 1.0))
             parts.append(text(x + WIDE / 2, y + 13, f"{error:.2f}" if off else "same", "mid" if off else "soft mid"))
     first = next(part for part, (_, _, wrong) in found.items() if wrong)
     late = sum(alone > 1e-3 for alone, _, _ in found.values())

@@ -134,8 +134,8 @@ section{position:relative;padding:2.2em 3em 2em;min-height:100vh;display:flex;fl
 border-bottom:1px solid var(--md-default-fg-color--lightest)}
 h1,h2{margin:0 0 .6em;line-height:1.15;letter-spacing:-.02em}
 h1{font-size:2.4em}h2{font-size:1.6em}
-.body{flex:1;display:flex;flex-direction:column;justify-content:center;min-height:0}
-.first{justify-content:center}.first .body{flex:none}.first p{color:var(--md-default-fg-color--light)}
+.body{flex:1;display:flex;flex-direction:column;justify-content:safe center;min-height:0}
+.first{justify-content:safe center}.first .body{flex:none}.first p{color:var(--md-default-fg-color--light)}
 .both .body{display:grid;grid-template-columns:minmax(0,1fr) minmax(0,1.2fr);gap:1.5em;align-items:center}
 p,ul,ol,table,pre{margin:.5em 0}strong{color:var(--twin-accent)}a{color:var(--twin-accent)}
 li{margin:.25em 0}

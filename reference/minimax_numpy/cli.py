@@ -163,8 +163,8 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command(run_bench, "measure; prints ratios of one run")
     contests = "models, layers, ops, block"
-    kinds = ("models", "layers", "ops", "block", "prefill", "loading", "decode", "streaming")
-    sub.add_argument("what", choices=kinds, help=f"{contests}: contests beside rivals; block is the real layer")
+    what = ("models", "layers", "ops", "block", "prefill", "loading", "decode", "streaming")
+    sub.add_argument("what", choices=what, help=f"{contests}: contests beside rivals; block is the real layer")
     sub.add_argument("--length", type=int, default=4096, help="tokens of the prefill")
     sub.add_argument("--lengths", metavar="1024,4096", help=f"{contests}: these lengths instead of their own")
     sub.add_argument("--repeat", type=int, default=3, help="runs of each contestant, taken in turn")

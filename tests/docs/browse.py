@@ -211,6 +211,8 @@ class Tab:
         told = {"key": "a", "windowsVirtualKeyCode": 65, "modifiers": 2}
         self.call("Input.dispatchKeyEvent", type="rawKeyDown", commands=["selectAll"], **told)
         self.call("Input.dispatchKeyEvent", type="keyUp", **told)
+        if not words:
+            self.press("Backspace")
         for letter in words:
             self.call("Input.dispatchKeyEvent", type="char", text=letter)
 
@@ -261,8 +263,8 @@ class Tab:
 
 SETTLED = """(async () => {
   const end = performance.now() + 8000;
-  const figure = ".widget[data-widget] > svg.drawn"; // what a widget replaces
-  while (document.querySelector(figure) && performance.now() < end) await new Promise((done) => setTimeout(done, 20));
+  const still = ".widget[data-widget]:not(:has(button, input))"; // there stands a figure, a table or a sentence
+  while (document.querySelector(still) && performance.now() < end) await new Promise((done) => setTimeout(done, 20));
   await document.fonts.ready;
   await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
 })()"""
@@ -310,6 +312,7 @@ def read_pages(tab: Tab, pages: list[str], pictures: Path | None = None) -> Iter
             yield page, "", kind, what
         tab.run(f"document.head.append(Object.assign(document.createElement('style'), {{ textContent: '{STILL}' }}))")
         tab.run("document.querySelectorAll('details').forEach((e) => { e.open = true; })")
+        tab.run("document.body.classList.remove('shown')")  # of a lecture: all slides, one below the other
         tab.run(audit)
         for scheme, name in SCHEMES.items():
             for width in WIDTHS:

@@ -199,7 +199,7 @@ def layer_pattern(tab, widget):
 
 
 def calculator(tab, widget):
-    """Another pattern, number of experts, type, length and batch; then a preset."""
+    """Another pattern, number of experts, type, length and batch; then sizes that cannot be; then a preset."""
 
     def into(label):
         tab.into(widget)
@@ -226,6 +226,19 @@ def calculator(tab, widget):
         assert text.replace(",", "") == binary(value), f"{text} is not {binary(value)}"
     says(shown[6], counts.flops_per_token / 1e9)
     assert binary(sum(nbytes)) in tab.text(f"{widget} .result").replace(",", ""), tab.text(f"{widget} .result")
+    for label, words, right, said in (
+        ("key heads G", "7", "8", "64 heads cannot share 7 key heads: H must be a multiple of G."),
+        ("experts a token K", "32", "2", "A token cannot go to 32 of 31 experts: K must be at most E."),
+        ("sequences B", "", "3", "“sequences B” must be a whole number, at least 1 and less than a billion."),
+    ):
+        into(label)
+        tab.write(words)
+        assert tab.text(f"{widget} .result") == said, tab.text(f"{widget} .result")
+        assert set(tab.texts(f"{widget} .figures tbody td")) == {"–"}, "figures of a model that cannot be"
+        assert tab.run("document.activeElement.ariaInvalid") == "true", f"{label} is not marked"
+        tab.write(right)
+        assert tab.texts(f"{widget} .figures tbody td") == shown, f"{label} is right again, the figures are not"
+        assert tab.run("document.activeElement.ariaInvalid") == "false", f"{label} stays marked"
     tab.into(widget)
     tab.tab_to(f"{widget} .controls button:nth-of-type(1)")
     tab.press("Enter")

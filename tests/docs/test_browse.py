@@ -1,6 +1,5 @@
 """The browser's eye sees what is wrong: a page with one fault of each kind, where there is a browser to look with."""
 
-import re
 import shutil
 from pathlib import Path
 
@@ -69,13 +68,14 @@ def test_a_finding_is_told_once(browser):
 
 
 def driven(browser, folder, name, spoil=None):
-    """What a driver finds on a page that holds one widget, its file spoiled or not."""
+    """What a driver finds on a page that holds one widget, a file of it spoiled or not."""
     shutil.copytree(ASSETS, folder / "assets")
     if spoil:
-        file = folder / "assets" / "widgets" / f"{SPOILED_FILE.get(name, name)}.js"
-        right = file.read_text(encoding="utf-8")
-        assert len(re.findall(re.escape(spoil[0]), right)) == 1, f"{spoil[0]} is not once in {file.name}"
-        file.write_text(right.replace(*spoil), encoding="utf-8")
+        stem, right, wrong = spoil
+        file = folder / "assets" / "widgets" / f"{stem}.js"
+        text = file.read_text(encoding="utf-8")
+        assert text.count(right) == 1, f"{right} is not once in {file.name}"
+        file.write_text(text.replace(right, wrong), encoding="utf-8")
     widget = f"<div class=widget data-widget={name}><svg class=drawn></svg></div>"
     load = "<script type=module src=assets/widgets/load.js></script>"
     style = "<link rel=stylesheet href=assets/extra.css>"
@@ -84,18 +84,19 @@ def driven(browser, folder, name, spoil=None):
         return list(browse.drive_widgets(browse.Tab(browser, site), [""]))
 
 
-SPOILED = {
-    "decay-dial": ("(LAYERS - 1) + 1e-5", "LAYERS + 1e-5"),
-    "step-machine": ("x + k[i] * v[j]", "x + k[j] * v[i]"),
-    "chunk-cutter": ("Math.exp(-s * (r + 1))", "Math.exp(-s * r)"),
-    "rounding-lens": ("0x7fff + ((bits[0] >>> 16) & 1)", "0"),
-    "router": ("p[e] / sum", "p[e]"),
-    "layer-pattern": ("return 4 * G * d * softmax * length", "return 2 * G * d * softmax * length"),
-    "bring-tensor": ("bytes.subarray(begin, begin + size)", "bytes.subarray(begin + 1, begin + size)"),
-    "calculator": ("return 2 * weights + 4 * H * d * ((L - softmax) * d + softmax * n)", "return 2 * weights"),
-    "live-cell": ("could not be had from here", "is on its way"),
-}
-SPOILED_FILE = {"bring-tensor": "tensor-files"}
+SPOILED = [  # one mistake in a widget's file: widget, file, the right words, the wrong ones
+    ("decay-dial", "decay-dial", "(LAYERS - 1) + 1e-5", "LAYERS + 1e-5"),
+    ("step-machine", "step-machine", "x + k[i] * v[j]", "x + k[j] * v[i]"),
+    ("chunk-cutter", "chunk-cutter", "Math.exp(-s * (r + 1))", "Math.exp(-s * r)"),
+    ("rounding-lens", "rounding-lens", "0x7fff + ((bits[0] >>> 16) & 1)", "0"),
+    ("router", "router", "p[e] / sum", "p[e]"),
+    ("layer-pattern", "layer-pattern", "return 4 * G * d * softmax * length", "return 2 * G * d * softmax * length"),
+    ("bring-tensor", "tensor-files", "bytes.subarray(begin, begin + size)", "bytes.subarray(begin + 1, begin + size)"),
+    ("calculator", "calculator", "4 * H * d * ((L - softmax) * d + softmax * n)", "4 * H * d * softmax * n"),
+    ("calculator", "calculator", "if (H % G)", "if (H < G)"),
+    ("calculator", "calculator", "if (K > E)", "if (K > E + 1)"),
+    ("live-cell", "live-cell", "could not be had from here", "is on its way"),
+]
 
 
 @pytest.mark.parametrize("name", browse_widgets.DRIVERS)
@@ -103,6 +104,19 @@ def test_a_widget_says_what_the_reference_says(browser, tmp_path, name):
     assert driven(browser, tmp_path, name) == []
 
 
-@pytest.mark.parametrize("name", browse_widgets.DRIVERS)
-def test_a_widget_with_a_mistake_is_found_out(browser, tmp_path, name):
-    assert any(kind == name for _, _, kind, _ in driven(browser, tmp_path, name, SPOILED[name]))
+@pytest.mark.parametrize("name, file, right, wrong", SPOILED, ids=[f"{name}: {wrong}" for name, _, _, wrong in SPOILED])
+def test_a_widget_with_a_mistake_is_found_out(browser, tmp_path, name, file, right, wrong):
+    assert any(kind == name for _, _, kind, _ in driven(browser, tmp_path, name, (file, right, wrong)))
+
+
+def test_a_cell_that_fetches_before_anybody_asks_is_found_out(browser, tmp_path):
+    """Only its button may leave the site: the driver allows that one request, after the key is pressed."""
+    right, wrong = "let python = null", 'fetch("http://127.0.0.1:9/x").catch(() => 0); let python = null'
+    findings = driven(
+        browser, tmp_path, "live-cell", ("live-cell", f"{right}, busy = false;", f"{wrong}, busy = false;")
+    )
+    assert any(kind == "request" and "leaves the site" in what for _, _, kind, what in findings), findings
+
+
+def test_every_widget_is_spoiled_once():
+    assert {name for name, *_ in SPOILED} == set(browse_widgets.DRIVERS)

@@ -258,6 +258,57 @@ def test_the_calculator_counts_like_the_reference(preset, length, batch):
     assert run("flops", sizes, length) == counts.flops_per_token
 
 
+FIELDS = {
+    "D": "hidden_size",
+    "H": "num_attention_heads",
+    "G": "num_key_value_heads",
+    "d": "head_dim",
+    "E": "num_local_experts",
+    "K": "num_experts_per_tok",
+    "F": "intermediate_size",
+    "V": "vocab_size",
+}
+
+
+def refused(sizes):
+    """Whether there is no configuration of these sizes; the calculator does not ask how many channels rotate."""
+    try:
+        MiniMaxConfig(**{FIELDS[name]: x for name, x in sizes.items() if name in FIELDS}, rotary_dim=0)
+    except ValueError:
+        return True
+    return False
+
+
+def test_the_calculator_refuses_what_the_configuration_refuses():
+    """Each size by itself, and every pair of heads, key heads, experts and experts a token up to six."""
+    run = call("calculator")
+    text_01 = run("(() => PRESETS)")["MiniMax-Text-01"]
+    assert run("impossible", text_01) is None
+    for name in FIELDS:
+        for x in (-1, 0, 1, 2.5, None):
+            sizes = text_01 | {"G": 1, "K": 1} | {name: x}
+            wrong = run("impossible", sizes)
+            assert (wrong is not None) == refused(sizes), (name, x)
+            assert wrong is None or wrong["fields"] == [name]
+    for a in range(1, 7):
+        for b in range(1, 7):
+            for pair, told in (("HG", f"{a} heads cannot share {b} key heads"), ("EK", f"cannot go to {b} of {a} ")):
+                sizes = text_01 | dict(zip(pair, (a, b), strict=True))
+                wrong = run("impossible", sizes)
+                assert (wrong is not None) == refused(sizes), sizes
+                assert wrong is None or (wrong["fields"] == list(pair) and told in wrong["why"])
+
+
+@pytest.mark.parametrize("name, least", [("L", 1), ("every", 0), ("n", 1), ("B", 1)])
+def test_the_calculator_refuses_what_is_no_number(name, least):
+    run = call("calculator")
+    sizes = run("(() => PRESETS)")["MiniMax-Text-01"] | {"n": 1, "B": 1}
+    for x in (least - 1, least + 0.5, None, 1e9):
+        wrong = run("impossible", sizes | {name: x})
+        assert wrong["fields"] == [name] and f"at least {least}" in wrong["why"]
+    assert run("impossible", sizes | {name: least}) is None
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_calculators_prompt_is_its_tokens(preset):
     """With chunks of one position a prompt costs what its tokens cost, but for the scores of each with itself."""

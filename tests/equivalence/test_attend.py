@@ -21,7 +21,7 @@ from minimax_numpy.check.judge import allowance, rms
 from minimax_numpy.config import LIGHTNING, SOFTMAX
 from minimax_numpy.trace import round_to
 from minimax_torch import MiniMaxForCausalLM
-from minimax_torch.kernels import choose
+from minimax_torch.kernels import choose, layer
 from minimax_torch.slots import Slots
 
 kernels = pytest.importorskip("minimax_torch.kernels.attend", reason="Triton exists for Linux only")
@@ -223,21 +223,51 @@ def test_what_cannot_be_kept_is_refused(unchecked):
 # --- In the whole model --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("window", [None, 6])
-def test_slots_decode_with_the_kernels(window, monkeypatch):
-    """As on a GPU: states written over by one kernel, keys read by the other."""
-    model = MiniMaxForCausalLM.from_reference(lively(small(LIGHTNING, SOFTMAX, sliding_window=window)))
-    found, taken = [], []
-    for chosen in (False, True):
-        if chosen:
-            monkeypatch.setattr(choose, "lightning_step", lambda q, v: taken.append(1) or decode.lightning_step)
-            monkeypatch.setattr(choose, "softmax_step", lambda q, k: taken.append(2) or BOTH)
-        rows = Slots(model, 3, 20)
-        for prompt in ([3, 4, 5], [6, 7, 8, 9, 10, 11, 12]):
-            rows.put(torch.tensor(prompt))
-        found.append(torch.stack([rows.step(torch.tensor([9, t, 0])) for t in range(3, 7)])[:, :2])
-    assert_same(found[1], found[0])
-    assert taken == [1, 2] * 4
+def as_on_a_gpu(monkeypatch, fused: bool) -> list[str]:
+    """Choose kernels as a GPU would, layer by layer or, where that is asked, fused; which were taken."""
+    taken = []
+    monkeypatch.setattr(choose, "softmax_step", lambda q, k: taken.append("keys") or BOTH)
+    monkeypatch.setattr(choose, "lightning_step", lambda q, v: taken.append("state") or decode.lightning_step)
+    if fused:
+        real = layer.lightning
+        monkeypatch.setattr(layer, "lightning", lambda *a, **b: taken.append("fused state") or real(*a, **b))
+        monkeypatch.setattr(layer, "on_gpu", lambda x: True)
+        monkeypatch.setattr(layer, "TYPES", (torch.float64,))
+        monkeypatch.setattr(choose, "has_triton", lambda *a: True)
+    return taken
+
+
+def stepped(model, spoil=False, steps=4) -> torch.Tensor:
+    """Logits of two rows of different lengths, while a third slot is not in use; the first row is spoilt if asked."""
+    rows = Slots(model, 3, 20)
+    for prompt in ([3, 4, 5], [6, 7, 8, 9, 10, 11, 12]):
+        rows.put(torch.tensor(prompt))
+    if spoil:
+        rows.layers[0].state[0] = rows.layers[0].state[2] = rows.layers[1].slots[:, 0] = torch.nan
+    return torch.stack([rows.step(torch.tensor([9, 3 + t, 0])) for t in range(steps)])[:, :2]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    "changes", [{}, {"sliding_window": 6}, {"postnorm": False}, {"num_experts_per_tok": 3}], ids=str
+)
+def test_slots_decode_with_the_kernels(changes, fused, monkeypatch):
+    """As on a GPU: states written over by one kernel, keys put down by another and read by a third."""
+    model = MiniMaxForCausalLM.from_reference(lively(small(LIGHTNING, SOFTMAX, **changes)))
+    want = stepped(model)
+    with monkeypatch.context() as patched:
+        taken = as_on_a_gpu(patched, fused)
+        with torch.no_grad():
+            assert_same(stepped(model), want)
+    assert taken[-2:] == ["fused state" if fused else "state", "keys"]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_spoilt_row_stays_alone_in_the_kernels(fused, monkeypatch):
+    model = MiniMaxForCausalLM.from_reference(lively(small(LIGHTNING, SOFTMAX)))
+    as_on_a_gpu(monkeypatch, fused)
+    got, want = stepped(model, spoil=True, steps=2), stepped(model, steps=2)
+    assert got[:, 0].isnan().all() and torch.equal(got[:, 1], want[:, 1])
 
 
 def test_the_kernel_is_chosen(monkeypatch):

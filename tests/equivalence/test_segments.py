@@ -385,7 +385,7 @@ PACKED_MISTAKES = {
     "every chunk has the first one's gate": ("gate + start * gate_strides[2] + gate_tile", "gate + gate_tile"),
     "what is gated is squared": ("tl.reduce(o * o, 0", "tl.reduce(o * o * gains[:, None], 0"),
     "one block's squares stand for all": ("(pair * blocks + tl.program_id(0) % blocks) * T", "pair * blocks * T"),
-    "queries stay as they are": ("qc = (x / (1 + tl.exp(-x)))", "qc = x"),
+    "queries stay as they are": ("else silu(qkv))", "else qkv)"),
 }
 
 
@@ -451,7 +451,7 @@ def test_what_they_cannot_do_they_say(unchecked):
 # --- Mistakes ------------------------------------------------------------------------------------------------------
 
 MISTAKES = {  # what was planted: the line as it is, as it is then
-    "a short chunk decays like a full one": ("left < C, short, full", "left < C, full, full"),
+    "a short chunk decays like a full one": ("full = tl.exp2(slope * m)", "full = tl.exp2(slope * C)"),
     "the state is read undecayed": ("        o *= from_state[None, :]\n", ""),
     "a token does not see itself": ("r[None, :] >= r[:, None]", "r[None, :] > r[:, None]"),
     "backwards, too, the memory decays before it is read": ("1 if BACKWARDS else 0  # b", "0  # b"),
@@ -489,8 +489,8 @@ def furthest(function, tiles=MANY) -> float:
 
 def _errors(function, tiles, share) -> list[float]:
     B = 1 if share is None else 2
-    inputs, slopes, returned = drawn(B, 2, 43, 16, 16)
-    mask = padding(B, 43, share)
+    inputs, slopes, returned = drawn(B, 2, 75, 16, 16)
+    mask = padding(B, 75, share)
     kernel = lambda q, k, v, S: function(q, k, v, slopes, S, mask=mask, tiles=tiles)  # noqa: E731
     got, want = answers(kernel, inputs, returned, mask), oracle(inputs, slopes, returned, mask)
     return [error(mine, theirs) for mine, theirs in zip(got, want, strict=True)]

@@ -1,7 +1,9 @@
 """Slots hold what a cache holds: every row is given what the model would give it alone, whoever lies beside it."""
 
 import importlib.util
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -369,6 +371,55 @@ def test_the_step_asks_the_device_nothing(monkeypatch):
         monkeypatch.setattr(torch, name, asked)
     with torch.no_grad():
         rows._step()
+
+
+def test_everything_stays_at_its_place():
+    """A graph knows addresses: texts come and go, and none of them changes."""
+    model = twin(small())
+    rows = Slots(model, 2, 24)
+
+    def places():
+        static = [rows.tokens, rows.lengths, rows.used, *(x for m in rows.layers for x in vars(m).values())]
+        return [x.data_ptr() for x in static if isinstance(x, torch.Tensor)]
+
+    before = places()
+    rows.generate(texts(model, 3, 8, 1), max_new_tokens=3)
+    for prompt in texts(model, 4, 2):
+        rows.put(rows.model(prompt[None], use_cache=True).cache)
+    rows.step(torch.tensor([3, 4]))
+    rows.cache(1)
+    assert places() == before
+
+
+class Recorded:
+    """A CUDA graph as the host sees it; what it replays, a CPU computes again."""
+
+    def __init__(self, rows: Slots):
+        self.replay = lambda: rows._logits.copy_(rows._step())
+
+
+def test_a_recording_leaves_the_texts_as_they_were(monkeypatch):
+    """Trial steps come before it, in the midst of texts too, where weights have moved; and it is made once."""
+    model, made = twin(small(LIGHTNING, SOFTMAX, sliding_window=5)), []
+    rows = Slots(model, 3, 24)
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: stream)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda it: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: made.append(Recorded(rows)) or made[-1])
+    rows._records = True
+    alone = {rows.put(prompt): Alone(model, prompt) for prompt in texts(model, 7, 2)}
+    together(rows, alone, 3)
+    assert len(made) == 1
+    model.load_state_dict({name: x.clone() for name, x in model.state_dict().items()}, assign=True)
+    together(rows, alone, 3, seed=1)
+    assert len(made) == 2
+    with plain():
+        together(rows, alone, 2, seed=2)
+    assert len(made) == 2 and rows.used.tolist() == [1, 1, 0]
+    first, second = rows.step(torch.tensor([3, 4, 5])), rows.step(torch.tensor([6, 7, 8]))
+    assert not torch.equal(first, second)  # what was given out is not written over
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph is recorded on a GPU alone")

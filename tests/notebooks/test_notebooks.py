@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from exercises.programs import written
 from minimax_numpy.check.exercises.registry import EXERCISES
 from nbclient import NotebookClient
 
@@ -39,9 +40,11 @@ def solved(cells):
     """The cells again, with the solution of each exercise where its stub stands."""
     cells = copy.deepcopy(cells)
     for number, stub, _ in exercises_of(cells):
-        solution = EXERCISES[number].solution
-        told = solution if "answer =" in solution else f"answer = {solution}"
-        stub.source = solution if EXERCISES[number].task else f"import math\n{told}"
+        it = EXERCISES[number]
+        told = it.solution if "answer =" in it.solution else f"answer = {it.solution}"
+        stub.source = it.solution if it.task else f"import math\n{told}"
+        if it.kind == "port":  # a program, and the answer is the file that it writes
+            stub.source = f"answer = {str(written(it.solution))!r}"
     return cells
 
 

@@ -13,7 +13,8 @@ from minimax_numpy.config import LIGHTNING, SOFTMAX, MiniMaxConfig
 from minimax_numpy.counts import count
 
 from .contest import Row, free, lengths_of, machine_of, shape_of
-from .models import NEW, SMALL, TRUE, Ours, Slotted, Transformers, built, decode, drawn_ids, prefill, tell
+from .contestants import Ours, Slotted, built
+from .models import NEW, SMALL, TRUE, decode, drawn_ids, prefill, tell, transformers_on
 from .tell import finish
 
 LAYERS = 8
@@ -26,18 +27,14 @@ def block(options: Any) -> int:
     if options.device != "cuda" and not options.small:
         raise ValueError("The true-size block is for a GPU: give --device cuda, or --small for a toy block on a CPU.")
     machine = machine_of(options)
-    size, spare = machine.dtype.itemsize, 0 if options.small else SPARE
+    size, spare = machine.dtype.itemsize, 0.0 if options.small else SPARE
     config = planned(SMALL if options.small else TRUE, options.layers, free(machine) - spare, size)
     lengths = lengths_of(options, (64, 128) if options.small else (2048, 8192, 32_768, 131_072, 1_048_576))
     pasts = lengths_of(options, (64, 128) if options.small else (8192, 131_072, 1_048_576))
     print(f"{machine}\n{shape_of(config)}; {count(config).total * size / 1e9:.1f} GB of weights", flush=True)
     model, rows = built(config, machine), list[Row]()
     absent = {"fla": "absent: it has the op, not the layer; bench ops names it"}
-    ours, rivals = Ours("ours", model), list[Any]()
-    try:
-        rivals = [Transformers(model), Transformers(model, "eager")]
-    except ImportError as error:
-        absent["transformers"] = f"absent: {error}"
+    ours, rivals = Ours("ours", model), transformers_on(model, machine, absent)
     for length in lengths:
         ids = drawn_ids(config, machine, 1, length)
         tell(rows, prefill([ours, *rivals], None, ids, machine, options.repeat), absent)

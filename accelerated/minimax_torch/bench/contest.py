@@ -3,19 +3,20 @@
 A time means little on a machine that others use, so each round asks every contestant once, and a ratio is the median
 of the rounds' ratios. *Share of the floor* is the least time that the machine's own ceilings allow, over the time
 taken. A ceiling is of arithmetic, the rate of a large matmul, or of memory: an array of that size read on a CPU, a
-gigabyte copied on a GPU, where reading and writing both count. A GPU's times are between events of its own, its L2
-cache written over before each call.
+gigabyte copied on a GPU, where reading and writing both count. Nothing goes above a ceiling, so the best that is seen
+counts, and a CPU, which others may keep busy, is asked again in every round. A GPU's times are between events of its
+own, its L2 cache written over before each call.
 """
 
 import ctypes
 import importlib.util
 import platform
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,14 +31,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Machine:
-    """Where the contest takes place and in which type; FLOP a second, and bytes a second."""
+    """Where the contest takes place and in which type; FLOP a second, and bytes a second; the side of that matmul."""
 
     device: torch.device
     dtype: torch.dtype
     matmul: float
     memory: float
+    size: int = 0  # 0: ceilings stay as they are
 
     @property
     def on_gpu(self) -> bool:
@@ -54,9 +56,12 @@ class Machine:
         """What it calls itself."""
         return torch.cuda.get_device_name() if self.on_gpu else platform.processor() or platform.machine()
 
-    def moving(self, nbytes: float) -> float:
-        """The least seconds in which so many bytes pass through memory."""
-        return nbytes / self.memory if self.on_gpu else reading(int(nbytes))
+    def floor(self, row: "Row", again: bool = False) -> float:
+        """The least seconds of a row's arithmetic, or in which its bytes pass through memory; ceilings seen again."""
+        if again and self.size and not self.on_gpu:
+            self.matmul = max(self.matmul, multiplying(self.size, self.device, self.dtype, 2))
+        moving = row.nbytes / self.memory if self.on_gpu else reading(row.nbytes, again)
+        return max(row.flops / self.matmul, moving)
 
     def generator(self, seed: int = 0) -> torch.Generator:
         """Draws on this device."""
@@ -79,23 +84,35 @@ def machine_of(options: Any) -> Machine:
     on_gpu = device.type == "cuda"
     dtype = DTYPES[options.dtype or ("bfloat16" if on_gpu else "float32")]
     size = 256 if options.small else 8192 if on_gpu else 2048
-    a, b, out = (torch.randn(size, size, device=device).to(dtype) for _ in range(3))
-    matmul = 2 * size**3 / min(seconds(lambda: torch.mm(a, b, out=out), device) for _ in range(7))
+    matmul = multiplying(size, device, dtype, 7)
     if on_gpu:
         x, y = torch.empty(2, 1 << 30, dtype=torch.uint8, device=device)
-        return Machine(device, dtype, matmul, 2 * x.nbytes / min(seconds(lambda: y.copy_(x), device) for _ in range(7)))
-    nbytes = (4 if options.small else 256) << 20
-    return Machine(device, dtype, matmul, nbytes / reading(nbytes))
+        memory = 2 * x.nbytes / min(seconds(lambda: y.copy_(x), device) for _ in range(7))
+    else:
+        nbytes = (4 if options.small else 256) << 20
+        memory = nbytes / reading(nbytes)
+    return Machine(device, dtype, matmul, memory, size)
 
 
-@lru_cache(maxsize=64)
-def reading(nbytes: int) -> float:
+def multiplying(size: int, device: torch.device, dtype: torch.dtype, repeat: int) -> float:
+    """FLOP a second of a square matmul."""
+    a, b, out = (torch.randn(size, size, device=device).to(dtype) for _ in range(3))
+    return 2 * size**3 / min(seconds(lambda: torch.mm(a, b, out=out), device) for _ in range(repeat))
+
+
+READ: dict[int, float] = {}  # the best seconds for so many bytes
+
+
+def reading(nbytes: int, again: bool = False) -> float:
     """Seconds in which this CPU reads so many bytes, the best of some runs; a smaller array lies nearer.
 
     More than a gigabyte is taken to be read at a gigabyte's rate.
     """
-    x = torch.ones(min(max(nbytes, 4096), 1 << 30) // 4)
-    return min(seconds(x.sum) for _ in range(9)) * nbytes / x.nbytes
+    if nbytes and (again or nbytes not in READ):
+        x = torch.ones(min(max(nbytes, 4096), 1 << 30) // 4)
+        best = min(seconds(x.sum) for _ in range(3 if again else 9)) * nbytes / x.nbytes
+        READ[nbytes] = min(best, READ.get(nbytes, best))
+    return READ.get(nbytes, 0.0)
 
 
 def seconds(function: Callable[[], Any], device: torch.device = CPU, calls: int | None = None) -> float:
@@ -132,12 +149,14 @@ class Row:
     batch: int = 1
     seconds: float | None = None  # of one call, the median; of one token of every row in decode
     times: list[float] = field(default_factory=list)
-    floor: float | None = None  # seconds
+    flops: int = 0  # the least arithmetic
+    nbytes: int = 0  # the least that must pass through memory
+    floor: float | None = None  # seconds that these take at the machine's ceilings
     memory: int | None = None  # bytes above what was held before
     error: float | None = None  # RMS of the difference from float64, over RMS
     state_error: float | None = None  # the same of the final state
     same: bool | None = None  # whether a second call gave the same bits
-    needed: float = 0  # bytes that it is thought to need
+    needed: int = 0  # bytes that it is thought to need
     note: str | None = None  # why there is no time, in a sentence
 
     @property
@@ -169,16 +188,19 @@ def compete(
     for row, run in zip(rows, runs, strict=True):
         with noting(row, machine):
             row.memory, first = peak(run, machine.device)
-            if first > machine.patience:
-                row.times = [first / tokens]
-            else:
-                running.append((row, run))
+            row.floor = machine.floor(row)
+            if first > machine.patience and first / tokens < 10 * row.floor:
+                row.times = [first / tokens]  # long work; what is long and far from its floor may have been compiling
+            running.append((row, run))
     for _ in range(repeat):
         for row, run in running:
-            if row.note is None:
+            if row.note is None and max(row.times, default=0) * tokens < machine.patience:
                 with noting(row, machine):
                     row.times.append(seconds(run, machine.device, calls) / tokens)
+        for row in {row.nbytes: row for row, _ in running}.values():
+            machine.floor(row, again=True)
     for row in rows:
+        row.floor = machine.floor(row)
         row.seconds = median(row.times) if row.times and row.note is None else None
 
 
@@ -225,6 +247,12 @@ def off(x: Tensor | Sequence[Tensor], exact: Tensor | Sequence[Tensor]) -> float
 # --- What does not work ---------------------------------------------------------------------------------------------
 
 
+def say(row: Row) -> None:
+    """Tell, beside the tables, who is asked for the first time: kernels are compiled then, and that may take long."""
+    batch = f", batch {row.batch}" if row.batch > 1 else ""
+    print(f"… {row.contest}, {row.length:,} tokens{batch}: {row.contestant}", file=sys.stderr, flush=True)
+
+
 class noting:
     """A failure becomes the row's note: what was missing, or the first line of what was said."""
 
@@ -256,11 +284,11 @@ def free(machine: Machine) -> float:
     """Bytes that may still be had; infinitely many where the system does not tell."""
     if not machine.on_gpu:
         try:
-            return status("MemAvailable", "/proc/meminfo")
+            return float(status("MemAvailable", "/proc/meminfo"))
         except (OSError, KeyError):
             return float("inf")
     kept = torch.cuda.memory_reserved(machine.device) - torch.cuda.memory_allocated(machine.device)
-    return torch.cuda.mem_get_info(machine.device)[0] + kept
+    return float(torch.cuda.mem_get_info(machine.device)[0] + kept)
 
 
 def wanted(error: BaseException) -> float:
@@ -270,17 +298,21 @@ def wanted(error: BaseException) -> float:
 
 
 def fits(row: Row, machine: Machine) -> bool:
-    """Whether a row may be tried; if what it is thought to need is not there, its note says so."""
+    """Whether a row may be tried, which is told; if what it is thought to need is not there, its note says so."""
+    if machine.on_gpu:
+        torch.cuda.empty_cache()  # what the row before it left behind
     left = free(machine)
     if row.needed > left:
         row.note = too_large(row, left)
+    if row.note is None:
+        say(row)
     return row.note is None
 
 
-def too_large(row: Row, left: float, asked: float = 0) -> str:
+def too_large(row: Row, left: float, asked: float = 0.0) -> str:
     """What was needed, what there is, and what would fit; need grows with the tokens of a row, or with the rows."""
-    needed = max(row.needed, asked)
-    if not needed or needed <= left:  # the piece that was asked for came after others
+    needed = max(float(row.needed), asked)
+    if needed <= left:  # and yet there was not enough
         return f"out of memory: more than the {left / 1e9:.1f} GB that are free; a shorter text or fewer rows need less"
     share = left / needed
     tokens = f"{max(int(row.length * share), 0):,} tokens"

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import ops as twin
 from ..kernels import choose, chunks
 from .contest import Machine, Row, compete, fits, has_fla, lengths_of, machine_of, noting, off
-from .models import masked_experts
+from .contestants import masked_experts
 from .tell import finish, table
 
 FORWARD, BOTH = "forward", "forward + backward"
@@ -143,7 +143,7 @@ def attention(
         longest = form.gpu if machine.on_gpu else form.cpu
         if longest == 0:
             continue
-        row = Row(contest, name, length, floor=machine.moving((11 if backward else 4) * unit))
+        row = Row(contest, name, length, nbytes=(11 if backward else 4) * unit)
         row.needed = (8 if backward else 5) * unit if machine.on_gpu else 0
         rows.append(row)
         last = known.get(name)
@@ -212,10 +212,10 @@ def one_token(machine: Machine, shape: Shape, length: int, batch: int, repeat: i
     kept = 2 * batch * H * d * length * machine.dtype.itemsize
     states = 4 * batch * H * d * d
     lightning, rival = (
-        Row("decode", name, length, batch, floor=machine.moving(2 * states), needed=3 * layers * states)
+        Row("decode", name, length, batch, nbytes=2 * states, needed=3 * layers * states)
         for name in ("lightning", "fla")
     )
-    attend = Row("decode", "softmax, SDPA", length, batch, floor=machine.moving(kept), needed=kept)
+    attend = Row("decode", "softmax, SDPA", length, batch, nbytes=kept, needed=kept)
     rival.note = no_fla(machine)
     runs = []
     slopes, (q, k, v) = shape.slopes(machine), drawn(machine, shape, 1, batch)
@@ -309,11 +309,11 @@ def experts(machine: Machine, contest: str, tokens: int, D: int, width: int, E: 
             out = form(asked[0], weights.to(asked[0].dtype), indices, *asked[1:])
             return list(torch.autograd.grad(out, asked, weight.to(out.dtype))) if backward else [out]
 
-    least = machine.moving(len(indices.unique()) * numbers // E * size)
     want = run(twin.mix_experts, *(y.double() for y in (x, *stacks)))
     runs = [partial(run, form, x, *stacks) for form in forms.values()]
     for row, go in zip(rows, runs, strict=True):
-        row.floor = (3 if backward else 1) * max(6 * tokens * K * D * width / machine.matmul, least)
+        row.flops = (3 if backward else 1) * 6 * tokens * K * D * width
+        row.nbytes = (3 if backward else 1) * len(indices.unique()) * numbers // E * size
         with noting(row, machine):
             row.error = off(go(), want)
     del want

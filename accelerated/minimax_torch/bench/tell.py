@@ -1,12 +1,14 @@
 """What a contest leaves behind: a table, a file of JSON, and a plot."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
+from minimax_numpy.counts import binary
 
 from .contest import Machine, Row, ratio
 
@@ -22,7 +24,7 @@ def table(rows: Sequence[Row], first: str) -> str:
         cells = {row.contestant: cells_of(row, own) for row in here}
         titles = dict.fromkeys(("time", f"× {first}", "of floor", "tokens/s", "memory", "error", "of state", "twice"))
         shown = [i for i in range(len(titles)) if any(row[i] for row in cells.values())]  # no empty column
-        wide = [max(10, len(list(titles)[i]) + 2) for i in shown]
+        wide = [2 + max(8, len(list(titles)[i]), *(len(row[i]) for row in cells.values())) for i in shown]
         lines += [f"\n{contest}, {length:,} tokens{many}"]
         lines += [f"  {'':<29}" + "".join(f"{list(titles)[i]:>{w}}" for i, w in zip(shown, wide))]
         for row in here:
@@ -54,9 +56,9 @@ def duration(x: float) -> str:
     """Seconds in the unit that suits them.
 
     >>> duration(0.0042), duration(3.5), duration(2.5e-05)
-    ('4.20 ms', '3.50 s', '25.0 µs')
+    ('4.2 ms', '3.5 s', '25 µs')
     """
-    return f"{x:.2f} s" if x >= 1 else f"{x * 1e3:.2f} ms" if x >= 1e-3 else f"{x * 1e6:.1f} µs"
+    return f"{x:.3g} s" if x >= 1 else f"{x * 1e3:.3g} ms" if x >= 1e-3 else f"{x * 1e6:.3g} µs"
 
 
 def write(file: Path, rows: Sequence[Row], machine: Machine, more: dict[str, Any]) -> None:
@@ -70,37 +72,54 @@ def write(file: Path, rows: Sequence[Row], machine: Machine, more: dict[str, Any
 
 
 INK = "#7f8896"
-COLOURS = ("#2a9d8f", "#e4572e", "#7b61c4", "#c98a1b", "#3a7bd5", "#b5457a", "#6b8e23", "#8a8f98")
+COLOURS = (
+    "#2a9d8f", "#e4572e", "#7b61c4", "#c98a1b", "#3a7bd5", "#b5457a",
+    "#6b8e23", "#8a8f98", "#5b8fb0", "#a0522d", "#c77dbb", "#3f7d58",
+)  # fmt: skip
 
 
 def plot(file: Path, rows: Sequence[Row], first: str) -> None:
-    """Time and memory against length, or rows at a time, all axes logarithmic; a line for each contestant.
+    """Time and, below it, memory against length or rows at a time, all logarithmic; a line for each contestant.
 
     Below the dashed line no machine with these ceilings goes. What stands at the end of a line is how many times as
     long it takes as ``first`` there.
     """
     from matplotlib.figure import Figure
 
-    panels = panels_of([row for row in rows if row.seconds is not None])
-    names = list(dict.fromkeys(row.contestant for row in rows if row.seconds is not None))
-    figure = Figure(figsize=(4.4 * max(len(panels), 1), 6.4), layout="constrained")
-    axes = figure.subplots(2, max(len(panels), 1), squeeze=False)
-    for column, (title, along, here) in enumerate(panels):
-        upper, lower = axes[0][column], axes[1][column]
-        upper.set_title(title, color=INK, fontsize=10)
-        draw_floor(upper, here, along)
-        for n, name in enumerate(names):
+    rows = [row for row in rows if row.seconds is not None]
+    panels, names = panels_of(rows), list(dict.fromkeys(row.contestant for row in rows))
+    wide, high = min(len(panels), 3), -(-len(panels) // 3)
+    figure = Figure(figsize=(4.6 * wide, 6 * high), layout="constrained")
+    axes = figure.subplots(2 * high, wide, squeeze=False)
+    for at in axes.flat:
+        at.set_axis_off()
+    for n, (title, along, here) in enumerate(panels):
+        upper, lower = axes[n // 3 * 2][n % 3], axes[n // 3 * 2 + 1][n % 3]
+        lowest = next((row.contestant for row in here if row.floor), None)
+        floors = sorted((getattr(row, along), row.floor) for row in here if row.floor and row.contestant == lowest)
+        upper.plot(*zip(*floors), color=INK, lw=1, ls="--", label="floor")
+        ends = []
+        for name, colour in zip(names, cycle(COLOURS)):
             mine = sorted((row for row in here if row.contestant == name), key=lambda row: getattr(row, along))
-            colour = COLOURS[n % len(COLOURS)]
             style: dict[str, Any] = {"marker": "o", "ms": 4, "lw": 1.2, "color": colour, "label": name}
             upper.plot([getattr(r, along) for r in mine], [r.seconds for r in mine], **style)
-            held = [r for r in mine if r.memory]
-            lower.plot([getattr(r, along) for r in held], [(r.memory or 0) / 2**20 for r in held], **style)
-            draw_ratio(upper, mine, here, along, first, colour)
-        lower.set_xlabel("tokens" if along == "length" else "rows at a time", color=INK)
-        for at, told in ((upper, "seconds"), (lower, "MiB above what was held")):
-            finish_axes(at, told if column == 0 else "")
-    labelled = {label: h for row in axes for at in row for h, label in zip(*at.get_legend_handles_labels())}
+            held = [r for r in mine if (r.memory or 0) >= 2**20]  # less is noise
+            lower.plot([getattr(r, along) for r in held], [r.memory for r in held], **style)
+            own = next(
+                (
+                    r
+                    for r in here
+                    if mine and (r.contestant, r.length, r.batch) == (first, mine[-1].length, mine[-1].batch)
+                ),
+                None,
+            )
+            if own is not None and own is not mine[-1] and (against := ratio(own, mine[-1])):
+                ends.append((mine[-1].seconds, getattr(mine[-1], along), f"{against:.2g} ×", colour))
+        finish_axes(upper, title, 10, duration)
+        finish_axes(lower, "memory above what was held", 2, lambda x: binary(int(x)))
+        lower.set_xlabel("rows at a time" if along == "batch" else "tokens", color=INK)
+        draw_ends(upper, ends)
+    labelled = {label: h for at in axes.flat for h, label in zip(*at.get_legend_handles_labels())}
     figure.legend(list(labelled.values()), list(labelled), frameon=False, labelcolor=INK, fontsize=9,
                   loc="outside lower center", ncols=4)  # fmt: skip
     figure.savefig(file, format=file.suffix[1:], transparent=True, dpi=150)
@@ -124,39 +143,45 @@ def panels_of(rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
     return panels
 
 
-def draw_floor(at: Any, rows: Sequence[Row], along: str) -> None:
-    """The floor of the first contestant that has one, dashed."""
-    name = next((row.contestant for row in rows if row.floor), None)
-    points = sorted((getattr(row, along), row.floor) for row in rows if row.contestant == name and row.floor)
-    if points:
-        x, y = zip(*points)
-        at.plot(x, y, color=INK, lw=1, ls="--", label="floor")
+def draw_ends(at: Any, ends: Sequence[tuple]) -> None:
+    """A word at the end of each line, moved up where it would lie on another."""
+    lowest = float("-inf")
+    for y, x, told, colour in sorted(ends):
+        lowest = max(lowest + 0.05, at.transAxes.inverted().transform(at.transData.transform((x, y)))[1])
+        at.annotate(told, (x, lowest), xycoords=("data", "axes fraction"), xytext=(6, 0), textcoords="offset points",
+                    color=colour, fontsize=8, va="center")  # fmt: skip
 
 
-def draw_ratio(at: Any, mine: Sequence[Row], rows: Sequence[Row], along: str, first: str, colour: str) -> None:
-    """At the end of a line, the ratio to the first contestant's time."""
-    if mine and mine[-1].contestant != first:
-        key = (mine[-1].length, mine[-1].batch)
-        own = next((row for row in rows if row.contestant == first and (row.length, row.batch) == key), None)
-        against = None if own is None else ratio(own, mine[-1])
-        if against is not None:
-            at.annotate(f" {against:.2g} ×", (getattr(mine[-1], along), mine[-1].seconds), color=colour, fontsize=8,
-                        xytext=(4, 0), textcoords="offset points", va="center")  # fmt: skip
+def finish_axes(at: Any, title: str, base: int, told: Callable[[float], str]) -> None:
+    """Both logarithmic, numbers in words, and no frame."""
+    from matplotlib.ticker import LogLocator
 
-
-def finish_axes(at: Any, told: str) -> None:
-    """Both logarithmic, and no frame."""
+    if not any(len(line.get_xdata()) for line in at.lines):
+        return
+    at.set_axis_on()
+    at.set_title(title, color=INK, fontsize=10)
     at.set_xscale("log", base=2)
-    at.set_yscale("log")
+    at.set_yscale("log", base=base)
+    at.margins(x=0.18)
     at.xaxis.set_major_formatter(
         lambda x, _: f"{x / 2**20:g}M" if x >= 2**20 else f"{x / 1024:g}k" if x >= 1024 else f"{x:g}"
     )
-    at.margins(x=0.16)
-    at.set_ylabel(told, color=INK)
-    at.tick_params(colors=INK, which="both")
+    if base == 10:
+        at.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    at.yaxis.set_major_formatter(lambda y, _: told(y))
+    at.yaxis.set_minor_formatter(lambda y, _: "")
+    at.tick_params(colors=INK, which="both", labelsize=8)
     for side, spine in at.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(INK)
+
+
+def redraw(source: str, file: str, first: str | None = None) -> None:
+    """Draw a plot of what was written as JSON, maybe on another machine."""
+    known = {field.name for field in fields(Row)}
+    measured = json.loads(Path(source).read_text(encoding="utf-8"))["rows"]
+    rows = [Row(**{name: x for name, x in row.items() if name in known}) for row in measured]
+    plot(Path(file), rows, first or rows[0].contestant)
 
 
 def finish(rows: Sequence[Row], machine: Machine, options: Any, first: str, **more: Any) -> int:

@@ -58,6 +58,15 @@ def lightning_step(q: Tensor, v: Tensor) -> Callable | None:
     return _kernel(max(q.shape[3], v.shape[3]), True, q.device)
 
 
+def softmax(q: Tensor, k: Tensor) -> Callable | None:
+    """What attends where queries come after cached keys and each sees all of its past; None: the op's own body."""
+    if _plain.get() or not q.is_cuda or not 1 < q.shape[2] < k.shape[2]:
+        return None
+    from .later import softmax_attention
+
+    return softmax_attention
+
+
 def softmax_step(q: Tensor, k: Tensor) -> tuple[Callable, Callable] | None:
     """What puts a token's key and value among a row's others, and what its query then attends with; None: ops do."""
     if _plain.get() or not (q.is_cuda and q.dtype in ON_GPU):

@@ -21,7 +21,7 @@ from .. import ops
 from ..cache import LightningMemory, SoftmaxMemory
 from ..layers import LightningSelfAttention, Step
 from . import choose
-from .experts import by_expert, groups, sort
+from .experts import by_expert, sort
 from .watch import hooks_of, watched
 
 TYPES = (torch.bfloat16, torch.float32)  # float16 holds no sum that is yet to be normed
@@ -120,8 +120,7 @@ def experts(module: Any, x: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
 
     flat, chosen, K = x.reshape(-1, x.shape[-1]), indices.reshape(-1), indices.shape[-1]
     up, down = module.gate_up_proj, module.down_proj
-    one_each = x.shape[1] == 1 and not groups(flat, up, down)  # a graph may hold this step: the host waits for nothing
-    if len(chosen) <= 16 * len(up) or one_each:
+    if len(chosen) <= max(16 * len(up), 512):  # 256 rows that choose two must be in here: a graph asks the host nothing
         order, back, ends = fused.sort(chosen, len(up))
         return fused.few(fused.few(flat, up, ends, order, K), down, ends), back
     order, back, ends = sort(chosen, len(up))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..kernels import choose
 from ..shapes import GroupedKeys, GroupedValues, Outputs, Positions, Queries, Visible
 
 IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2")
@@ -49,6 +50,9 @@ def softmax_attention(
             raise ValueError(f"flash_attention_2 computes in float16 or bfloat16, not in {q.dtype}; take 'sdpa'.")
         out = flash_attention()(*(x.transpose(1, 2) for x in (q, k, v)), causal=True)  # (B, T, H, d)
         return out.transpose(1, 2)
+    faster = choose.softmax(q, k) if visible is None and implementation == "sdpa" else None
+    if faster is not None:
+        return faster(q, k, v)
     if visible is None and T > 1 and (implementation == "eager" or T < J):
         visible = torch.ones(T, J, dtype=torch.bool, device=q.device).tril(J - T).expand(B, T, J)
     if implementation == "eager":

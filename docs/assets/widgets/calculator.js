@@ -72,36 +72,46 @@ export function readPerStep(size, length, batch) {
 }
 
 const FIELDS = { L: "layers", every: "one softmax layer in", D: "channels D", H: "heads H", G: "key heads G", d: "channels of a head d", E: "experts E", K: "experts a token K", F: "channels of an expert F", V: "vocabulary V" };
+const ASKED = { n: "tokens n", B: "sequences B" };
 const KINDS = ["bfloat16", "float32", "int8", "nf4", "nf4-double"];
 
+/** Why no model has these sizes, in a sentence, and the fields that it is about; null where one can. */
+export function impossible(size) {
+  for (const [name, label] of Object.entries({ ...FIELDS, ...ASKED })) {
+    const x = size[name], least = name === "every" ? 0 : 1;
+    if (name in size && !(Number.isInteger(x) && x >= least && x < 1e9)) {
+      return { fields: [name], why: `“${label}” must be a whole number, at least ${least} and less than a billion.` };
+    }
+  }
+  const { H, G, E, K } = size;
+  if (H % G) return { fields: ["H", "G"], why: `${H} heads cannot share ${G} key heads: H must be a multiple of G.` };
+  if (K > E) return { fields: ["E", "K"], why: `A token cannot go to ${K} of ${E} ${E === 1 ? "expert" : "experts"}: K must be at most E.` };
+  return null;
+}
+
 export function mount(place) {
-  let size = { ...PRESETS["MiniMax-Text-01"] }, length = 131072, batch = 1, kind = "bfloat16";
-  const result = voice(), rows = {};
-  const inputs = {};
-  const field = (label, value, least, change) => {
-    const input = el("input", { type: "number", min: least, step: 1, value, inputmode: "numeric" });
-    input.addEventListener("input", () => {
-      const x = Math.floor(+input.value);
-      input.setAttribute("aria-invalid", !(x >= least && x < 1e9));
-      if (x >= least && x < 1e9) { change(x); draw(); }
-    });
-    return [input, el("label", { class: "field" }, el("span", {}, label), input)];
+  let kind = "bfloat16";
+  const size = { ...PRESETS["MiniMax-Text-01"], n: 131072, B: 1 }; // a field that is empty is NaN
+  const result = voice(), rows = {}, inputs = {};
+  const field = ([name, label]) => {
+    const input = inputs[name] = el("input", { type: "number", min: name === "every" ? 0 : 1, step: 1, value: size[name], inputmode: "numeric" });
+    input.addEventListener("input", () => { size[name] = input.valueAsNumber; draw(); });
+    return el("label", { class: "field" }, el("span", {}, label), input);
   };
-  const fields = Object.entries(FIELDS).map(([name, label]) => {
-    const [input, node] = field(label, size[name], name === "every" ? 0 : 1, (x) => { size[name] = x; });
-    inputs[name] = input;
-    return node;
-  });
-  const asked = [
-    field("tokens n", length, 1, (x) => { length = x; })[1],
-    field("sequences B", batch, 1, (x) => { batch = x; })[1],
-  ];
+  const fields = Object.entries(FIELDS).map(field), asked = Object.entries(ASKED).map(field);
   const types = el("select", {}, ...KINDS.map((name) => el("option", { value: name }, name)));
   types.addEventListener("input", () => { kind = types.value; draw(); });
   const NAMES = ["parameters", "… at work on a token", "weights", "lightning states", "keys and values", "… if all were softmax", "FLOPs of a token at n", "FLOPs of a prompt of n", "read for a step of decoding"];
   const body = el("tbody", {}, ...NAMES.map((name) => el("tr", {}, el("th", { scope: "row" }, name), rows[name] = el("td"))));
 
   function draw() {
+    const wrong = impossible(size), { n: length, B: batch } = size;
+    for (const [name, input] of Object.entries(inputs)) input.setAttribute("aria-invalid", Boolean(wrong?.fields.includes(name)));
+    if (wrong) {
+      NAMES.forEach((name) => { rows[name].textContent = "–"; });
+      result.say(strong(wrong.why));
+      return;
+    }
     const counted = parameters(size), kept = remembered(size, length, batch);
     const others = remembered({ ...size, every: 1 }, length, batch);
     const shown = [
@@ -115,8 +125,8 @@ export function mount(place) {
 
   place.replaceChildren(
     row(...Object.entries(PRESETS).map(([name, preset]) => button(name, () => {
-      size = { ...preset };
-      for (const [key, input] of Object.entries(inputs)) input.value = size[key];
+      Object.assign(size, preset);
+      for (const key of Object.keys(preset)) inputs[key].value = preset[key];
       draw();
     }))),
     el("div", { class: "fields", role: "group", "aria-label": "The model" }, ...fields),

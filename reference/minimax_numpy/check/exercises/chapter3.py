@@ -238,3 +238,34 @@ number(
                 "256 * 257 / 2 - 96 * (96 + 1) / 2 - 96 * 160"),
     ),
 )  # fmt: skip
+
+number(
+    "3.8",
+    "What a cut costs",
+    "derive",
+    "A kernel walks along a text and moves 4 units: q, k and v in, out out. Cut into G equal segments that walk at one "
+    "time, all of them but the last must read k and v once more beforehand, to find the state that they end with. A "
+    "GPU has 132 places and one sequence 64 heads, each head and segment a program that fills one place; so min(1, "
+    "64 G / 132) of its bandwidth is used. Suppose that units moved, divided by that share, are the time. How many "
+    "times faster is the best G than G = 1?",
+    minutes=8,
+    difficulty=2,
+    solution="(4 / (64 / 132)) / (5 / (128 / 132))",
+    reason="Moved are 4 + 2(G − 1)/G units. G = 1: 4 · 132/64 = 8.25; G = 2: 5 · 132/128 = 5.16; from G = 3 on all "
+           "places are filled, and more segments only read more: 5.33, 5.5 … As few segments as nearly fill the GPU.",
+    hints=(
+        "k and v are two units, and (G − 1)/G of them are read once more.",
+        "Write down the time for G = 1, 2 and 3. From where on does the share no longer grow?",
+    ),
+    mistakes=(
+        Mistake("the second reading is forgotten", "It is what a cut costs: 2(G − 1)/G units.", "132 / 64"),
+        Mistake("the last segment reads twice, too", "Nobody needs the state it ends with: (G − 1)/G of k and v.",
+                "(4 * 132 / 64) / 6"),
+        Mistake("two segments are thought to fill the GPU", "They are 128 programs for 132 places.",
+                "(4 * 132 / 64) / 5"),
+        Mistake("every place is filled, whatever it costs", "G = 3 fills all, and reads more than that is worth.",
+                "(4 * 132 / 64) / (4 + 4 / 3)"),
+        Mistake("only keys are read again", "The end of a segment is a sum over keys and values: two units.",
+                "(4 * 132 / 64) / (4.5 * 132 / 128)"),
+    ),
+)  # fmt: skip

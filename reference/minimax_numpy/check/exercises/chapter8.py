@@ -190,3 +190,24 @@ number(
         Mistake("the bits of a whole number are given", "The significant ones: 24 of a float32's 32.", "32"),
     ),
 )  # fmt: skip
+
+number(
+    "8.7",
+    "A number in two parts",
+    "derive",
+    "A multiplier takes bfloat16 numbers. A float32 number x is handed to it as two: high is x rounded, low is x − "
+    "high rounded, and the products are added in float32. Each rounding errs by at most u = 2^(−8) of what it rounds. "
+    "By how much is high + low at most off, relative to x?",
+    minutes=4,
+    difficulty=1,
+    solution="2.0**-16",
+    reason="x − high is at most u x, and exact in float32; rounding it errs by at most u of that: u² x. For one more "
+           "product, eight bits have become sixteen. A third part would give all 24 of a float32.",
+    hints=("How large is x − high at most?", "low errs by at most u of x − high, not of x."),
+    mistakes=(
+        Mistake("the error of one part is given", "low makes up for nearly all of it.", "2.0**-8"),
+        Mistake("two parts are thought to halve the error", "low holds the next eight bits: u · u.", "2.0**-9"),
+        Mistake("the errors of the parts are added", "What high lacks is what low rounds: u · u, not 2u.", "2.0**-7"),
+        Mistake("two parts are taken for a whole float32", "Its 24 bits need three parts of 8.", "2.0**-24"),
+    ),
+)  # fmt: skip
