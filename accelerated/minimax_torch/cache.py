@@ -105,9 +105,13 @@ class SoftmaxMemory:
 
         after = torch.maximum(before, ends)
         longest = int(after.max())
-        room = self._room(longest, before, k)
-        row, t = real.nonzero(as_tuple=True)
-        room[:, row, :, slots[row, t]] = new[:, row, :, t]  # (real tokens, 2, G, d)
+        room, first = self._room(longest, before, k), longest - T
+        together = torch.arange(first, longest, device=positions.device).expand(B, T)
+        if mask is None and self.window is None and first >= 0 and torch.equal(positions, together):
+            room[:, :, :, first:longest] = new  # as a prompt's tokens are: side by side, and alike in every row
+        else:
+            row, t = real.nonzero(as_tuple=True)
+            room[:, row, :, slots[row, t]] = new[:, row, :, t]  # (real tokens, 2, G, d)
         self._lengths, self._used = after, self._needed(longest)
         seen = room[:, :, :, : self._used] if seen is None else seen
         return seen[0], seen[1]

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from minimax_numpy.trace import UNIT_ROUNDOFF
 from minimax_torch import ops
-from minimax_torch.kernels import chunks
+from minimax_torch.kernels import chunks, experts
+from minimax_torch.kernels.choose import plain
 from minimax_torch.quantize import quantize
 from torch.autograd import gradcheck
 
@@ -239,11 +240,56 @@ def test_every_expert_and_every_weight_gets_its_gradient(shape):
     assert not got[2][1].any() and got[2].shape == gate_up.shape
 
 
+@pytest.mark.parametrize("rows", [1, 3, 1024], ids=["one by one", "a few", "all"])
+@pytest.mark.parametrize("only", [None, (1, 4)], ids=["all chosen", "four never chosen"])
+@pytest.mark.parametrize("act", ["silu", "gelu"])
+def test_how_many_rows_an_expert_is_given_at_one_time_does_not_matter(rows, only, act, monkeypatch):
+    monkeypatch.setattr(experts, "ROWS", rows)
+    inputs = a_mixture((2, 33), only=only)
+    with torch.no_grad():
+        assert_same(ops.mix_experts(*inputs, act), written_out(*inputs, act))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_nan_goes_where_it_belongs(shape):
+    """A token of NaN is its own answer; an expert of NaN is in the answers of those that chose it, and of no others."""
+    x, weights, indices, gate_up, down = a_mixture(shape)
+    hers, ill = indices.reshape(-1, 2)[0], x.clone()
+    ill.reshape(-1, 8)[0] = torch.nan
+    down_ill = down.clone()
+    down_ill[hers[0]] = torch.nan
+    asked = (indices == hers[0]).any(dim=-1)
+    with torch.no_grad():
+        first = ops.mix_experts(ill, weights, indices, gate_up, down).reshape(-1, 8).isnan()
+        some = ops.mix_experts(x, weights, indices, gate_up, down_ill).isnan()
+    assert first[0].all() and not first[1:].any()
+    assert torch.equal(some, asked[..., None].expand_as(some))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_sorted_experts_round_honestly(shape, dtype):
+    """Off from float64 by at most 2 · what the op as it is written is off, + 4u · the RMS on |inputs|."""
+    inputs = a_mixture(shape, D=64, F=96, dtype=getattr(torch, dtype))
+    exact = [y.double() if y.is_floating_point() else y for y in inputs]
+    with torch.no_grad():
+        got = ops.mix_experts(*inputs)
+        with plain():
+            usual, want, large = (ops.mix_experts(*y) for y in (inputs, exact, [y.abs() for y in exact]))
+    off, allowed = (rms(array(y).astype(np.float64) - array(want)) for y in (got, usual))
+    assert got.dtype == usual.dtype and off <= 2 * allowed + 4 * UNIT_ROUNDOFF[dtype] * rms(large)
+
+
+def test_an_activation_that_there_is_not():
+    with torch.no_grad(), pytest.raises(ValueError, match="hidden_act is 'relu'"):
+        ops.mix_experts(*a_mixture((2, 33)), "relu")
+
+
 def test_no_token_is_no_trouble():
-    x, weights, indices, *experts = a_mixture((2, 3))
+    x, weights, indices, *stacks = a_mixture((2, 3))
     for gradients in (False, True):
         with torch.set_grad_enabled(gradients):
-            assert ops.mix_experts(x[:, :0], weights[:, :0], indices[:, :0], *experts).shape == (2, 0, 8)
+            assert ops.mix_experts(x[:, :0], weights[:, :0], indices[:, :0], *stacks).shape == (2, 0, 8)
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4", "nf4-double"])

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis.strategies import data, integers, lists, permutations, sampled_from
 from minimax_numpy import MiniMaxConfig
 from minimax_numpy.config import LIGHTNING, SOFTMAX
+from minimax_torch.cache import SoftmaxMemory
 
 RELEASED = {
     "7:1": lively(MiniMaxConfig.tiny(block_size=4)),
@@ -137,6 +138,22 @@ def test_a_token_does_not_copy_the_cache(side, model):
         sizes.add(cache.layers[0].nbytes)
     assert moved <= 9
     assert sizes == {4 * 16 * 16 * 8}
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [[[0, 1, 2], [0, 1, 2]], [[-1, 0, 1], [-1, 0, 1]], [[0, 1, 2], [1, 2, 3]], [[0, 2, 3], [0, 2, 3]]],
+    ids=["side by side", "padded", "one row further on", "one left out"],
+)
+def test_a_token_is_written_where_it_belongs(positions):
+    k = torch.arange(1.0, 7).reshape(2, 1, 3, 1)
+    keys, values = SoftmaxMemory().append(k, -k, torch.tensor(positions), None)
+    want = torch.zeros(2, 1, max(map(max, positions)) + 1, 1)
+    for row, places in enumerate(positions):
+        for t, place in enumerate(places):
+            if place >= 0:  # below is padding
+                want[row, 0, place] = k[row, 0, t]
+    assert torch.equal(keys, want) and torch.equal(values, -want)
 
 
 @both

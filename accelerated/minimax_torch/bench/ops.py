@@ -283,7 +283,11 @@ def in_graph(machine: Machine, run: Callable[[], Any]) -> Callable[[], Any]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return graph.replay
+
+    def again(held: Any = run) -> None:  # the graph knows addresses alone: what lies there must live as long
+        graph.replay()
+
+    return again
 
 
 # --- Experts --------------------------------------------------------------------------------------------------------

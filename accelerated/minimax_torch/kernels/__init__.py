@@ -2,5 +2,5 @@
 
 `choose` says which one an op takes, if any. Those in Triton (`lightning` to be read first, `segments`, `decode`,
 `attend`, `remember`, `fused`) are imported by who takes them alone, since Triton exists for Linux alone; `chunks`,
-`experts` and `norm` are plain PyTorch, `layer` puts a whole layer together, and `token` calls C.
+`experts`, `norm` and `pointwise` are plain PyTorch, `layer` puts a whole layer together, and `token` calls C.
 """

@@ -92,6 +92,24 @@ def norm() -> Callable | None:
     return rms_norm
 
 
+def residual() -> Callable | None:
+    """What adds an update to the residual stream, called with the op's parameters; None: the op's own body."""
+    if _plain.get():
+        return None
+    from .pointwise import add_residual
+
+    return add_residual
+
+
+def gate() -> Callable | None:
+    """What gates attention's output, called with the op's parameters; None: the op's own body."""
+    if _plain.get():
+        return None
+    from .pointwise import output_gate
+
+    return output_gate
+
+
 def wants_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd will ask for what is computed from these."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)

@@ -28,14 +28,16 @@ class Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, state, slopes, mask, chunk):
-        out, S, before = torch.empty_like(v), state, []
-        for piece, tables in pieces(q.shape[2], chunk, slopes, mask, q):
+        B, H, T, e = v.shape
+        out, S, before = v.new_empty(B, T, H, e).transpose(1, 2), state, []  # so that heads are merged where they lie
+        for piece, tables in pieces(T, chunk, slopes, mask, q):
             inside, from_state, to_end, whole = tables
             qc, kc, vc = (piece.cut(x) for x in (q, k, v))  # (B, H, n, m, ·)
             S, states = scan(S, whole, (kc * to_end).mT @ vc)
-            here = (qc @ kc.mT).mul_(inside) @ vc
-            here += (qc * from_state) @ states
-            piece.paste(out, here)
+            scores = (qc @ kc.mT).mul_(inside)
+            here = ((qc * from_state) @ states).flatten(0, 2)
+            here.baddbmm_(scores.flatten(0, 2), vc.flatten(0, 2))  # (B · H · n, m, e)
+            piece.paste(out, here.view_as(vc))
             before.append(states)
         ctx.save_for_backward(q, k, v, slopes, mask, *before)
         ctx.chunk = chunk
@@ -114,7 +116,7 @@ def scan(S: Tensor, whole: Tensor, written: Tensor, backwards: bool = False) -> 
     begins, keep = torch.empty_like(written), whole.expand(-1, -1, n, -1, -1)
     for i in reversed(range(n)) if backwards else range(n):
         begins[:, :, i] = S
-        S = keep[:, :, i] * S + written[:, :, i]
+        S = torch.addcmul(written[:, :, i], keep[:, :, i], S)
     return S, begins
 
 

@@ -11,12 +11,16 @@ as the whole stack of experts.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops.pointwise import activate
 from ..ops.projections import linear
 
-grouped = getattr(torch.nn.functional, "grouped_mm", None) or torch._grouped_mm
+grouped = getattr(F, "grouped_mm", None) or torch._grouped_mm
+ROWS = 1024  # that an expert is given at one time on a CPU: their hidden numbers take the place of the last ones
+WRITTEN_OVER = {"silu": torch.ops.aten.silu_, "gelu": torch.ops.aten.gelu_}
+"""Activations that put what they give where they read."""
 
 
 def mix_experts(
@@ -28,8 +32,12 @@ def mix_experts(
     weights, chosen = weights.reshape(-1, K).to(wide), indices.reshape(-1)
     if groups(x, gate_up, down):
         mix = at_once
+    elif torch.is_grad_enabled():
+        mix = differentiable
+    elif len(flat) == 1:
+        mix = one_token
     else:
-        mix = differentiable if torch.is_grad_enabled() else one_token if len(flat) == 1 else in_place
+        mix = in_blocks if in_memory(x.to(wide), gate_up, down) and hidden_act in WRITTEN_OVER else in_place
     return mix(flat, weights, chosen, gate_up, down, hidden_act).to(x.dtype).reshape(x.shape)
 
 
@@ -38,6 +46,11 @@ def groups(x: Tensor, *stacks: Any) -> bool:
     if not x.is_cuda or torch.cuda.get_device_capability(x.device) < (9, 0):
         return False
     return all(isinstance(w, Tensor) and w.dtype == x.dtype == torch.bfloat16 and w.shape[-1] % 8 == 0 for w in stacks)
+
+
+def in_memory(x: Tensor, *stacks: Any) -> bool:
+    """Whether a CPU holds all of it, in one type."""
+    return not x.is_cuda and all(isinstance(w, Tensor) and w.dtype == x.dtype and w.device == x.device for w in stacks)
 
 
 def sort(chosen: Tensor, E: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,6 +111,23 @@ def in_place(flat: Tensor, weights: Tensor, chosen: Tensor, gate_up: Any, down: 
             y = swiglu(flat.index_select(0, t), gate_up[e], down[e], hidden_act)
             mixed.index_add_(0, t, y.to(weights.dtype).mul_(share))
     return mixed
+
+
+def in_blocks(flat: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor, hidden_act: str) -> Tensor:
+    """Nothing is allocated between matmuls; what all experts said is read once, token by token."""
+    K, width, order = weights.shape[1], down.shape[2], chosen.argsort(stable=True)
+    loads, activate = chosen.bincount(minlength=len(down)).tolist(), WRITTEN_OVER[hidden_act]
+    said, most = flat.new_empty(len(order), flat.shape[1]), min(max(loads), ROWS)
+    given, hidden = flat.new_empty(most, flat.shape[1]), flat.new_empty(most, 2 * width)
+    for e, (tokens, answers) in enumerate(zip((order // K).split(loads), said.split(loads), strict=True)):
+        several = max(1, -(-len(tokens) // ROWS))
+        for t, y in zip(tokens.tensor_split(several), answers.tensor_split(several), strict=True):
+            x = torch.index_select(flat, 0, t, out=given[: len(t)])
+            h = torch.mm(x, gate_up[e].mT, out=hidden[: len(t)])
+            torch.mm(activate(h[:, :width]).mul_(h[:, width:]), down[e].mT, out=y)
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    return F.embedding_bag(back.view(-1, K), said, per_sample_weights=weights, mode="sum")
 
 
 def swiglu(x: Tensor, gate_up: Any, down: Any, hidden_act: str) -> Tensor:

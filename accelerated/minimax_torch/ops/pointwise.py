@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ..kernels import choose
 from ..shapes import Hidden
 
 
@@ -39,10 +40,16 @@ def output_gate(
     y: Float[Tensor, "B T Hd"], x: Hidden, project: Callable[[Hidden], Float[Tensor, "B T Hd"]]
 ) -> Float[Tensor, "B T Hd"]:
     """Twin of [output_gate][minimax_numpy.ops.pointwise.output_gate]."""
+    faster = choose.gate()
+    if faster is not None:
+        return faster(y, x, project)
     return sigmoid(project(x)) * y
 
 
 def add_residual(x: Hidden, normed: Hidden, update: Hidden, alpha: float, beta: float, postnorm: bool = True) -> Hidden:
     """Twin of [add_residual][minimax_numpy.ops.pointwise.add_residual]."""
+    faster = choose.residual()
+    if faster is not None:
+        return faster(x, normed, update, alpha, beta, postnorm)
     carried = normed if postnorm else x
     return alpha * carried + beta * update
