@@ -232,6 +232,24 @@ def test_there_are_as_few_segments_as_fill_a_gpu(T, programs, G, monkeypatch):
     assert cut.length % cut.each == 0 and cut.length // cut.each % Tiles().chunk == 0
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("B, T", [(0, 5), (2, 0), (0, 0)])
+def test_no_rows_and_no_tokens(B, T, device):
+    """Nothing comes of nothing, and a state that nobody changed hands its gradient back as it is."""
+    inputs, slopes, returned = drawn(B, 2, T, 16, 24, device=device)
+    out, after, *grads, dS = answers(
+        lambda q, k, v, S: segments.lightning_attention(q, k, v, slopes, S), inputs, returned
+    )
+    assert out.shape == (B, 2, T, 24) and [x.shape for x in grads] == [x.shape for x in inputs[:3]]
+    assert torch.equal(after, inputs[3]) and torch.equal(dS, returned[1])
+    assert decode.lightning_step(*(x.new_empty(0, 2, 1, x.shape[3]) for x in inputs[:3]), slopes)[0].shape == (
+        0,
+        2,
+        1,
+        24,
+    )
+
+
 # --- Decode --------------------------------------------------------------------------------------------------------
 
 

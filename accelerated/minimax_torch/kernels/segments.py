@@ -352,7 +352,7 @@ def cut_for(tiles: Tiles, programs: int, T: int, device: torch.device) -> Cut:
         room = programs  # the interpreter walks one program after the other
         if device.type == "cuda":  # about 8 warps of such a program find room on a multiprocessor
             room = torch.cuda.get_device_properties(device).multi_processor_count * max(8 // tiles.warps, 1)
-        length = -(-T // max(room // programs, 1) // stretch) * stretch
+        length = -(-T // max(room // max(programs, 1), 1) // stretch) * stretch
     length = max(length, stretch)
     return Cut(max(-(-T // length), 1), length, length // stretch)
 
