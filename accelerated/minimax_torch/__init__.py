@@ -1,7 +1,7 @@
 """MiniMax-Text-01 in PyTorch: the twin of `minimax_numpy`, name for name, on CPU and CUDA.
 
 It alone has `hooks`, which show the parts of any torch model, `transformers_bridge`, which puts the twin in
-transformers' place, and `bench`, which measures both packages.
+transformers' place, `bench`, which measures both packages, and `slots`, which decodes many rows in one memory.
 """
 
 from minimax_numpy.config import MiniMaxConfig

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import ops
 from .cache import Cache, fingerprint_of, held_positions, to_bits
+from .kernels import layer as fused
 from .kernels.token import Decoder
 from .layers import DecoderLayer, RMSNorm, Step
 from .ops.attention import check_implementation
@@ -221,9 +222,14 @@ class MiniMaxModel(Pretrained):
 
         hidden_states, router_logits = [x], []
         decoder = self.decoder if self.decoder is not None and self.decoder.takes(x, step) else None
+        norms: list[Any] = [*(layer.input_layernorm for layer in self.layers), self.norm]
+        normed = norms[0](x) if fused.takes(self.layers, x) else None
         with memory.advancing(lengths, x.dtype):
             for i, (layer, layer_memory) in enumerate(zip(self.layers, memory.layers, strict=True)):
-                if decoder is not None:
+                if normed is not None:
+                    attend = partial(fused.attention, step=step, memory=layer_memory)
+                    x, normed, logits = fused.decoder_layer(layer, x, normed, norms[i + 1], attend)
+                elif decoder is not None:
                     x, logits = decoder(i, x, step, layer_memory)
                 elif self.checkpointing and torch.is_grad_enabled():
                     x, logits, memory.layers[i] = checkpoint(anew, layer, x, step, layer_memory, use_reentrant=False)
@@ -231,7 +237,7 @@ class MiniMaxModel(Pretrained):
                     x, logits = layer(x, step, layer_memory)
                 hidden_states += [x] if output_hidden_states else []
                 router_logits.append(logits)
-        x = self.norm(x)
+        x = self.norm(x) if normed is None else normed
         return ModelOutput(
             cache=memory if use_cache or cache is not None else None,
             hidden_states=[*hidden_states, x] if output_hidden_states else None,

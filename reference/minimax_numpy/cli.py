@@ -162,14 +162,20 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0)
 
     sub = command(run_bench, "measure; prints ratios of one run")
-    sub.add_argument("what", choices=("models", "ops", "prefill", "loading", "decode", "streaming"))
+    contests = "models, layers, ops, block"
+    kinds = ("models", "layers", "ops", "block", "prefill", "loading", "decode", "streaming")
+    sub.add_argument("what", choices=kinds, help=f"{contests}: contests beside rivals; block is the real layer")
     sub.add_argument("--length", type=int, default=4096, help="tokens of the prefill")
-    sub.add_argument("--lengths", metavar="1024,4096", help="models, ops: these lengths instead of their own")
+    sub.add_argument("--lengths", metavar="1024,4096", help=f"{contests}: these lengths instead of their own")
     sub.add_argument("--repeat", type=int, default=3, help="runs of each contestant, taken in turn")
-    sub.add_argument("--small", action="store_true", help="models, ops: so small that only the command is tried")
-    sub.add_argument("--json", type=Path, metavar="FILE", help="models, ops: write what was measured as JSON")
+    sub.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=f"{contests}: where")
+    dtypes, told = ("float32", "bfloat16", "float16"), "of ours and the rivals; by default bfloat16 on a GPU"
+    sub.add_argument("--dtype", choices=dtypes, help=f"{contests}: type {told}, else float32")
+    sub.add_argument("--layers", type=int, metavar="N", help="block: so many layers instead of 8")
+    sub.add_argument("--small", action="store_true", help=f"{contests}: so small that only the command is tried")
+    sub.add_argument("--json", type=Path, metavar="FILE", help=f"{contests}: write what was measured as JSON")
     sub.add_argument(
-        "--plot", type=Path, metavar="FILE", help="models, ops: draw time and memory by length, .svg or .png"
+        "--plot", type=Path, metavar="FILE", help=f"{contests}: draw time and memory by length, .svg or .png"
     )
     sub.add_argument("--quantization", choices=KINDS, help="what loading quantises to")
     return top

@@ -31,7 +31,7 @@ ONLY_NUMPY = {
     "making",
     "forecast",
 }
-ONLY_TORCH = {"hooks", "kernels", "train", "bench", "parallel", "transformers_bridge"}
+ONLY_TORCH = {"hooks", "kernels", "train", "bench", "parallel", "slots", "transformers_bridge"}
 # Names that one side has alone, and names of the reference's that the twin uses as they are.
 EXTRA = {
     "cache": {"to_bits"},  # bfloat16

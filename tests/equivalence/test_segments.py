@@ -355,18 +355,13 @@ def test_silu_gate_and_gain_are_the_layers(T, d, share, tiles, device):
 @pytest.mark.parametrize("T", [1, 50])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_it_rounds_no_worse_than_the_layers_ops(dtype, T, device):
-    """Off from float64 by twice what the ops one by one are, which round between them, and by a rounding more.
-
-    The interpreter cuts a bfloat16 off where a GPU rounds it: three factors of each output are then too small by up to
-    two units, and so are six of its square.
-    """
+    """Off from float64 by at most twice what the ops one by one are, which round between them, and a rounding."""
     inputs = projected(2, 2, T, 16, getattr(torch, dtype))
     want = one_by_one(*(x.double() for x in inputs))
     plain = one_by_one(*inputs)
     got = segments.lightning_packed(*(x.to(device) for x in inputs), tiles=FEW._replace(written=2))
-    roundings = 6 if (dtype, device) == ("bfloat16", "cpu") else 2
     for mine, theirs, exact in zip(got, plain, want, strict=True):
-        assert error(mine, exact) <= 2 * error(theirs, exact) + roundings * UNIT_ROUNDOFF[dtype]
+        assert error(mine, exact) <= 2 * error(theirs, exact) + 2 * UNIT_ROUNDOFF[dtype]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -452,12 +447,6 @@ def test_what_packed_refuses(unchecked):
     assert_one_sentence(told.value, "257", "256")
 
 
-SILU_OF_ENDS = """            x = kc.to(WIDE)
-            kc = (x / (1 + tl.exp(-x))).to(kc.dtype)
-            x = vc.to(WIDE)
-            vc = (x / (1 + tl.exp(-x))).to(vc.dtype)
-        kc = kc.to(PART)
-"""
 PACKED_MISTAKES = {
     "the gate is not squashed": ("o /= 1 + tl.exp(-logits)", "o *= logits"),
     "every head has the first one's gain": ("gain + h * e + j", "gain + j"),
@@ -465,12 +454,7 @@ PACKED_MISTAKES = {
     "every chunk has the first one's gate": ("gate + start * gate_strides[2] + gate_tile", "gate + gate_tile"),
     "what is gated is squared": ("tl.reduce(o * o, 0", "tl.reduce(o * o * gains[:, None], 0"),
     "one block's squares stand for all": ("(pair * blocks + tl.program_id(0) % blocks) * T", "pair * blocks * T"),
-    "queries stay as they are": ("qc = (x / (1 + tl.exp(-x)))", "qc = x"),
-    "where only ends are wanted, keys stay as they are": (
-        SILU_OF_ENDS,
-        SILU_OF_ENDS.replace("kc = (x / (1 + tl.exp(-x)))", "kc = x"),
-    ),
-    "nobody tells what is still to go through SiLU": ("walks.silu = True", "walks.silu = False"),
+    "queries, keys and values stay as they are": ("else silu(qkv))", "else qkv)"),
     "what is given is not written": ("after if into is None else into.copy_(after)", "after"),
     "slopes lie close together": (".to(q.device).contiguous()", ".to(q.device)"),
     "gains lie close together": (", gain.contiguous()", ", gain"),
@@ -573,7 +557,7 @@ def test_what_they_cannot_do_they_say(unchecked):
 # --- Mistakes ------------------------------------------------------------------------------------------------------
 
 MISTAKES = {  # what was planted: the line as it is, as it is then
-    "a short chunk decays like a full one": ("left < C, short, full", "left < C, full, full"),
+    "a short chunk decays like a full one": ("full = tl.exp2(slope * m)", "full = tl.exp2(slope * C)"),
     "the state is read undecayed": ("        o *= from_state[None, :]\n", ""),
     "a token does not see itself": ("r[None, :] >= r[:, None]", "r[None, :] > r[:, None]"),
     "backwards, too, the memory decays before it is read": ("1 if BACKWARDS else 0  # b", "0  # b"),
@@ -587,6 +571,11 @@ MISTAKES = {  # what was planted: the line as it is, as it is then
     "the gradient of the keys takes the memory as it lies": ("transposed(behind)", "behind"),
     "the gradient forgets what comes after the end": ("walks.begins(q, do, dS,", "walks.begins(q, do, None,"),
     "queries and keys change places in the gradient": ("walks.walk(k, q, do,", "walks.walk(q, k, do,"),
+    "what is left of a chunk begins with nothing": (
+        "before = None if after is None else after[:, None]",
+        "before = None",
+    ),
+    "what is left of a chunk is left out": ("if whole < self.T or not parts", "if not parts"),
     "backwards, the clock goes forwards": ("(mask, mask.flip(1))", "(mask, mask)"),
 }
 
@@ -611,8 +600,8 @@ def furthest(function, tiles=MANY) -> float:
 
 def _errors(function, tiles, share) -> list[float]:
     B = 1 if share is None else 2
-    inputs, slopes, returned = drawn(B, 2, 43, 16, 16)
-    mask = padding(B, 43, share)
+    inputs, slopes, returned = drawn(B, 2, 75, 16, 16)
+    mask = padding(B, 75, share)
     kernel = lambda q, k, v, S: function(q, k, v, slopes, S, mask=mask, tiles=tiles)  # noqa: E731
     got, want = answers(kernel, inputs, returned, mask), oracle(inputs, slopes, returned, mask)
     return [error(mine, theirs) for mine, theirs in zip(got, want, strict=True)]

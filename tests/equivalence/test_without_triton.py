@@ -15,7 +15,7 @@ class Blocked:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Blocked())
-import minimax_torch, minimax_torch.kernels
+import minimax_torch, minimax_torch.kernels, minimax_torch.slots
 try:
     import minimax_torch.kernels.lightning
 except ModuleNotFoundError as error:
@@ -30,9 +30,8 @@ def test_without_triton_one_sentence_says_what_to_do():
 
 
 def test_nothing_but_a_triton_kernel_imports_triton():
-    code = (
-        "import sys, minimax_torch, minimax_torch.kernels.chunks, minimax_torch.bench; print('triton' in sys.modules)"
-    )
+    modules = "minimax_torch.kernels.chunks, minimax_torch.bench, minimax_torch.slots"
+    code = f"import sys, {modules}; print('triton' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert run.stdout.strip() == "False", run.stderr

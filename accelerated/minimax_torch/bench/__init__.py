@@ -3,8 +3,9 @@
 ``prefill`` times the NumPy reference beside transformers on the same weights. ``loading`` reads a checkpoint in a
 process of its own and compares the peak of its memory with what it keeps. ``streaming`` makes a checkpoint, runs it
 from disk in such a process, and compares the peak with its largest tensor, and bytes read with bytes foretold.
-``decode`` times a token of one layer after texts of three lengths. ``models`` and ``ops`` time the twin beside its
-rivals, after the machine's own ceilings: see [contest][minimax_torch.bench.contest].
+``decode`` times a token of one layer after texts of three lengths. ``models``, ``layers``, ``ops`` and ``block``, the
+real layer, time the twin beside its rivals, after the machine's own ceilings, on a CPU or a GPU: see
+[contest][minimax_torch.bench.contest].
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ from minimax_numpy.model import MiniMaxForCausalLM
 from minimax_numpy.shipped import TINY
 
 from ..layers import Step as TwinStep
+from .contest import seconds
 
 MEDIUM = MiniMaxConfig.tiny(
     vocab_size=1024,
@@ -94,12 +96,18 @@ def main(options) -> int:
         raise ValueError(f"--length is {options.length} and --repeat {options.repeat}; at least 2 tokens and 1 run.")
     if options.what in ("loading", "streaming") and not os.path.exists("/proc/self/status"):
         raise OSError("Peak memory is read from /proc/self/status, which this system has not.")
-    from .models import models  # these two know MEDIUM, and are known here
+    from .block import block  # these know MEDIUM, and are known here
+    from .models import layers, models
     from .ops import ops as single_ops
 
-    kinds = {"prefill": prefill, "loading": loading, "decode": decode, "streaming": streaming}
-    kinds |= {"models": models, "ops": single_ops}
-    return kinds[options.what](options)
+    if options.layers is not None and (options.what != "block" or options.layers < 1):
+        raise ValueError("--layers N is how many layers bench block builds, at least 1; no other measurement has it.")
+    contests: dict[str, Callable] = {"models": models, "layers": layers, "ops": single_ops, "block": block}
+    if options.what in contests:
+        return contests[options.what](options)
+    if options.device != "cpu" or options.dtype or options.json or options.plot:
+        raise ValueError(f"--device, --dtype, --json and --plot are for {', '.join(contests)}; not for {options.what}.")
+    return {"prefill": prefill, "loading": loading, "decode": decode, "streaming": streaming}[options.what](options)
 
 
 def prefill(options) -> int:
@@ -135,13 +143,6 @@ def prefill(options) -> int:
         )
     print(f"minimax_numpy / transformers, pair by pair: {median(b / a for a, b in pairs):.2f} × its tokens per second")
     return 0
-
-
-def seconds(function: Callable) -> float:
-    """Wall-clock seconds of one call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def in_own_process(code: str, *arguments: object) -> list[int]:

@@ -2,34 +2,124 @@
 
 A time means little on a machine that others use, so each round asks every contestant once, and a ratio is the median
 of the rounds' ratios. *Share of the floor* is the least time that the machine's own ceilings allow, over the time
-taken: arithmetic at the rate of its matmul, or as many bytes, read from an array of that size.
+taken. A ceiling is of arithmetic, the rate of a large matmul, or of memory: an array of that size read on a CPU, a
+gigabyte copied on a GPU, where reading and writing both count. A GPU's times are between events of its own, its L2
+cache written over before each call.
 """
 
 import ctypes
-import json
+import importlib.util
 import platform
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from minimax_numpy.config import MiniMaxConfig
 from torch import Tensor
 
+from ..model import check_device
 
-@dataclass
-class Ceilings:
-    """What the machine can do: FLOP a second of a float32 matmul, bytes a second of a read."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CPU = torch.device("cpu")
 
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the contest takes place and in which type; FLOP a second, and bytes a second."""
+
+    device: torch.device
+    dtype: torch.dtype
     matmul: float
-    read: float
+    memory: float
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether times are a GPU's."""
+        return self.device.type == "cuda"
+
+    @property
+    def patience(self) -> float:
+        """Seconds: what takes longer is asked once."""
+        return 4.0 if self.on_gpu else 20.0
+
+    @property
+    def name(self) -> str:
+        """What it calls itself."""
+        return torch.cuda.get_device_name() if self.on_gpu else platform.processor() or platform.machine()
+
+    def moving(self, nbytes: float) -> float:
+        """The least seconds in which so many bytes pass through memory."""
+        return nbytes / self.memory if self.on_gpu else reading(int(nbytes))
+
+    def generator(self, seed: int = 0) -> torch.Generator:
+        """Draws on this device."""
+        return torch.Generator(self.device).manual_seed(seed)
 
     def __str__(self) -> str:
-        return f"matmul {self.matmul / 1e9:.0f} GFLOP/s, read {self.read / 1e9:.1f} GB/s"
+        done = "copy" if self.on_gpu else "read"
+        threads = "" if self.on_gpu else f", {torch.get_num_threads()} threads"
+        kind = str(self.dtype).removeprefix("torch.")
+        rates = f"matmul {self.matmul / 1e12:.3g} TFLOP/s, {done} {self.memory / 1e9:,.4g} GB/s"
+        return f"{self.name}{threads}, {kind}; {rates}"
+
+
+def machine_of(options: Any) -> Machine:
+    """The machine that the options ask for, and its ceilings: the best of some runs, since nothing goes above one.
+
+    Raises ValueError where it has no such device.
+    """
+    device = check_device(options.device)
+    on_gpu = device.type == "cuda"
+    dtype = DTYPES[options.dtype or ("bfloat16" if on_gpu else "float32")]
+    size = 256 if options.small else 8192 if on_gpu else 2048
+    a, b, out = (torch.randn(size, size, device=device).to(dtype) for _ in range(3))
+    matmul = 2 * size**3 / min(seconds(lambda: torch.mm(a, b, out=out), device) for _ in range(7))
+    if on_gpu:
+        x, y = torch.empty(2, 1 << 30, dtype=torch.uint8, device=device)
+        return Machine(device, dtype, matmul, 2 * x.nbytes / min(seconds(lambda: y.copy_(x), device) for _ in range(7)))
+    nbytes = (4 if options.small else 256) << 20
+    return Machine(device, dtype, matmul, nbytes / reading(nbytes))
+
+
+@lru_cache(maxsize=64)
+def reading(nbytes: int) -> float:
+    """Seconds in which this CPU reads so many bytes, the best of some runs; a smaller array lies nearer.
+
+    More than a gigabyte is taken to be read at a gigabyte's rate.
+    """
+    x = torch.ones(min(max(nbytes, 4096), 1 << 30) // 4)
+    return min(seconds(x.sum) for _ in range(9)) * nbytes / x.nbytes
+
+
+def seconds(function: Callable[[], Any], device: torch.device = CPU, calls: int | None = None) -> float:
+    """Seconds of one call; on a GPU the median of as many as fit into a twentieth of a second, or of ``calls``."""
+    if device.type == "cpu":
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+    other = torch.empty(1 << 28, dtype=torch.uint8, device=device)  # more than an L2 cache holds
+
+    def between() -> tuple[torch.cuda.Event, torch.cuda.Event]:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        other.zero_()
+        start.record()
+        function()
+        end.record()
+        return start, end
+
+    pairs = [between()]
+    torch.cuda.synchronize(device)
+    many = calls or int(min(max(50 / max(pairs[0][0].elapsed_time(pairs[0][1]), 1e-3), 1), 50))
+    pairs += [between() for _ in range(many - 1)]
+    torch.cuda.synchronize(device)
+    return median(start.elapsed_time(end) for start, end in pairs[1:] or pairs) / 1e3
 
 
 @dataclass
@@ -40,11 +130,14 @@ class Row:
     contestant: str
     length: int
     batch: int = 1
-    seconds: float | None = None  # of one call, the median; of one token in decode
+    seconds: float | None = None  # of one call, the median; of one token of every row in decode
     times: list[float] = field(default_factory=list)
     floor: float | None = None  # seconds
     memory: int | None = None  # bytes above what was held before
     error: float | None = None  # RMS of the difference from float64, over RMS
+    state_error: float | None = None  # the same of the final state
+    same: bool | None = None  # whether a second call gave the same bits
+    needed: float = 0  # bytes that it is thought to need
     note: str | None = None  # why there is no time, in a sentence
 
     @property
@@ -52,89 +145,66 @@ class Row:
         """Of the floor; 1 is as fast as the machine can be."""
         return None if self.seconds is None or self.floor is None else self.floor / self.seconds
 
-
-def ceilings(size: int = 2048, megabytes: int = 256, repeat: int = 7) -> Ceilings:
-    """Measure them: the best of some runs, since a ceiling is what nothing goes above."""
-    a, b, out = (torch.randn(size, size) for _ in range(3))
-    matmul = min(seconds(lambda: torch.mm(a, b, out=out)) for _ in range(repeat))
-    return Ceilings(2 * size**3 / matmul, (megabytes << 20) / reading(megabytes << 20, repeat))
-
-
-@lru_cache(maxsize=64)
-def reading(nbytes: int, repeat: int = 9) -> float:
-    """Seconds in which this machine reads so many bytes, the best of some runs; a smaller array lies nearer.
-
-    More than a gigabyte is taken to be read at a gigabyte's rate.
-    """
-    few = min(max(nbytes, 4096), 1 << 30)
-    x = torch.ones(few // 4)
-    return min(seconds(x.sum) for _ in range(repeat)) * nbytes / x.nbytes
+    @property
+    def rate(self) -> float | None:
+        """Tokens a second: of the whole text, or in decode a token a row."""
+        tokens = self.batch * (1 if self.contest.startswith("decode") else self.length)
+        return None if self.seconds is None else tokens / self.seconds
 
 
-def seconds(function: Callable[[], Any]) -> float:
-    """Wall-clock seconds of one call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def compete(rows: Sequence[Row], runs: Sequence[Callable[[], Any]], repeat: int, tokens: int = 1) -> None:
+def compete(
+    rows: Sequence[Row],
+    runs: Sequence[Callable[[], Any]],
+    repeat: int,
+    machine: Machine,
+    tokens: int = 1,
+    calls: int | None = None,
+) -> None:
     """Fill in times and peak memory: a first call of each, then rounds in which each is asked once.
 
-    A call that raises is a note, and that contestant is asked no more. ``tokens`` are the tokens of one call.
+    A call that raises is a note, and that contestant is asked no more. ``tokens`` are the tokens of one call, ``calls``
+    those of a round on a GPU.
     """
     running = []
     for row, run in zip(rows, runs, strict=True):
-        with noting(row):
-            row.memory = peak(run)
-            running.append((row, run))
+        with noting(row, machine):
+            row.memory, first = peak(run, machine.device)
+            if first > machine.patience:
+                row.times = [first / tokens]
+            else:
+                running.append((row, run))
     for _ in range(repeat):
         for row, run in running:
             if row.note is None:
-                with noting(row):
-                    row.times.append(seconds(run) / tokens)
-    for row, _ in running:
+                with noting(row, machine):
+                    row.times.append(seconds(run, machine.device, calls) / tokens)
+    for row in rows:
         row.seconds = median(row.times) if row.times and row.note is None else None
 
 
-class noting:
-    """A failure becomes the row's note: the first line of what was said."""
-
-    def __init__(self, row: Row):
-        self.row = row
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind, error, trace) -> bool:
-        if kind is None or not issubclass(kind, Exception):
-            return False
-        self.row.note = f"failed: {kind.__name__}: {(str(error).splitlines() or ['?'])[0]}"[:200]
-        return True
-
-
-def peak(run: Callable[[], Any]) -> int | None:
-    """Bytes that a call needs above what is held before it; None where the system does not tell."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+def peak(run: Callable[[], Any], device: torch.device) -> tuple[int | None, float]:
+    """Bytes that a call needs above what is held before it, None where the system does not tell; and its seconds."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before, start = torch.cuda.memory_allocated(device), time.perf_counter()
         run()
-        return torch.cuda.max_memory_allocated() - before
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before, time.perf_counter() - start
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # what is free, and still counted
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = status("VmRSS")
     except (OSError, KeyError):
-        run()
-        return None
-    run()
-    return max(status("VmHWM") - before, 0)
+        return None, seconds(run)
+    took = seconds(run)
+    return max(status("VmHWM") - before, 0), took
 
 
-def status(name: str) -> int:
-    """Bytes, as the system tells them of this process."""
-    with open("/proc/self/status", encoding="ascii") as f:
+def status(name: str, file: str = "/proc/self/status") -> int:
+    """Bytes, as the system tells them: of this process, or in ``/proc/meminfo`` of the machine."""
+    with open(file, encoding="ascii") as f:
         lines = dict(line.split(":", 1) for line in f)
     return int(lines[name].split()[0]) * 1024
 
@@ -152,100 +222,78 @@ def off(x: Tensor | Sequence[Tensor], exact: Tensor | Sequence[Tensor]) -> float
     return (difference / sum(float(b.double().square().sum()) for _, b in pairs)) ** 0.5
 
 
-# --- What is printed, written and drawn -----------------------------------------------------------------------------
+# --- What does not work ---------------------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[Row], first: str) -> str:
-    """Rows of one contest as text; ``first`` is the contestant that the others are compared with."""
-    lines = []
-    keys = dict.fromkeys((row.contest, row.length, row.batch) for row in rows)
-    for contest, length, batch in keys:
-        here = [row for row in rows if (row.contest, row.length, row.batch) == (contest, length, batch)]
-        own = next((row for row in here if row.contestant == first), here[0])
-        many = f", batch {batch}" if batch > 1 else ""
-        lines += [f"\n{contest}, {length:,} tokens{many}"]
-        lines += [f"  {'':<24}{'time':>12}{'× ' + first:>12}{'of floor':>10}{'memory':>12}{'error':>10}"]
-        for row in here:
-            if row.seconds is None:
-                lines.append(f"  {row.contestant:<24}{row.note or 'not run'}")
-                continue
-            against = ratio(own, row)
-            cells = (
-                duration(row.seconds),
-                "" if against is None else f"{against:.2f}",
-                "" if row.share is None else f"{row.share:.0%}",
-                "" if row.memory is None else f"{row.memory / 2**20:,.0f} MiB",
-                "" if row.error is None else f"{row.error:.0e}",
-            )
-            lines.append(f"  {row.contestant:<24}" + "".join(f"{c:>{w}}" for c, w in zip(cells, (12, 12, 10, 12, 10))))
-    return "\n".join(lines)
+class noting:
+    """A failure becomes the row's note: what was missing, or the first line of what was said."""
+
+    def __init__(self, row: Row, machine: Machine):
+        self.row, self.machine, self.left = row, machine, free(machine)
+
+    def __enter__(self) -> None:
+        if self.machine.on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.machine.device)
+            self.held = torch.cuda.memory_allocated(self.machine.device)
+
+    def __exit__(self, kind, error, trace) -> bool:
+        if kind is None or not issubclass(kind, Exception):
+            return False
+        if issubclass(kind, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+            asked = wanted(error)
+            if self.machine.on_gpu:
+                asked += torch.cuda.max_memory_allocated(self.machine.device) - self.held
+                torch.cuda.empty_cache()
+            self.row.note = too_large(self.row, self.left, asked)
+        elif issubclass(kind, ImportError):
+            self.row.note = f"absent: {error}"
+        else:
+            self.row.note = f"failed: {kind.__name__}: {(str(error).splitlines() or ['?'])[0]}"[:200]
+        return True
 
 
-def duration(x: float) -> str:
-    """Seconds in the unit that suits them.
-
-    >>> duration(0.0042), duration(3.5), duration(2.5e-05)
-    ('4.20 ms', '3.50 s', '25.0 µs')
-    """
-    return f"{x:.2f} s" if x >= 1 else f"{x * 1e3:.2f} ms" if x >= 1e-3 else f"{x * 1e6:.1f} µs"
-
-
-def write(file: Path, rows: Sequence[Row], found: Ceilings, more: dict[str, Any]) -> None:
-    """Everything that was measured, as JSON."""
-    machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-    told = {"machine": machine, "torch": torch.__version__, "ceilings": asdict(found), **more}
-    measured = [{**asdict(row), "share": row.share} for row in rows]
-    file.write_text(json.dumps({**told, "rows": measured}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def free(machine: Machine) -> float:
+    """Bytes that may still be had; infinitely many where the system does not tell."""
+    if not machine.on_gpu:
+        try:
+            return status("MemAvailable", "/proc/meminfo")
+        except (OSError, KeyError):
+            return float("inf")
+    kept = torch.cuda.memory_reserved(machine.device) - torch.cuda.memory_allocated(machine.device)
+    return torch.cuda.mem_get_info(machine.device)[0] + kept
 
 
-INK = "#7f8896"
-COLOURS = ("#2a9d8f", "#e4572e", "#7b61c4", "#c98a1b", "#3a7bd5", "#8a8f98", "#b5457a")
+def wanted(error: BaseException) -> float:
+    """Bytes that were asked for in vain, by the error's own words."""
+    found = re.search(r"Tried to allocate ([\d.]+) ([KMG])iB", str(error))
+    return float(found[1]) * 1024 ** (1 + "KMG".index(found[2])) if found else 0.0
 
 
-def plot(file: Path, rows: Sequence[Row]) -> None:
-    """Time a token and memory against length, both axes logarithmic: a line for each contestant of each contest."""
-    from matplotlib.figure import Figure
-
-    contests = list(dict.fromkeys((row.contest, row.batch) for row in rows if row.seconds is not None))
-    names = list(dict.fromkeys(row.contestant for row in rows))
-    figure = Figure(figsize=(4.2 * max(len(contests), 1), 6), layout="constrained")
-    axes = figure.subplots(2, max(len(contests), 1), squeeze=False)
-    for column, (contest, batch) in enumerate(contests):
-        for line, (what, told) in enumerate((("seconds", "seconds"), ("memory", "MiB above what was held"))):
-            at = axes[line][column]
-            for n, name in enumerate(names):
-                here = [r for r in rows if (r.contest, r.batch, r.contestant) == (contest, batch, name)]
-                points = [(r.length, getattr(r, what)) for r in here if getattr(r, what)]
-                if points:
-                    x, y = zip(*sorted(points))
-                    scale = 1 if what == "seconds" else 2**20
-                    at.plot(
-                        x, [v / scale for v in y], marker="o", ms=4, lw=1.2, color=COLOURS[n % len(COLOURS)], label=name
-                    )
-            at.set_xscale("log", base=2)
-            at.set_yscale("log")
-            at.set_ylabel(told, color=INK)
-            at.set_title(
-                f"{contest}{f', batch {batch}' if batch > 1 else ''}" if line == 0 else "", color=INK, fontsize=10
-            )
-            at.set_xlabel("tokens" if line else "", color=INK)
-            at.tick_params(colors=INK, which="both")
-            for side, spine in at.spines.items():
-                spine.set_visible(side in ("left", "bottom"))
-                spine.set_color(INK)
-    handles = {label: h for row in axes for at in row for h, label in zip(*at.get_legend_handles_labels())}
-    figure.legend(list(handles.values()), list(handles), frameon=False, labelcolor=INK, fontsize=8,
-                  loc="outside lower center", ncols=4)  # fmt: skip
-    figure.savefig(file, format=file.suffix[1:], transparent=True, dpi=150)
+def fits(row: Row, machine: Machine) -> bool:
+    """Whether a row may be tried; if what it is thought to need is not there, its note says so."""
+    left = free(machine)
+    if row.needed > left:
+        row.note = too_large(row, left)
+    return row.note is None
 
 
-def finish(rows: Sequence[Row], found: Ceilings, options: Any, more: dict[str, Any]) -> int:
-    """Write what was asked for."""
-    if options.json:
-        write(options.json, rows, found, more)
-    if options.plot:
-        plot(options.plot, rows)
-    return 0
+def too_large(row: Row, left: float, asked: float = 0) -> str:
+    """What was needed, what there is, and what would fit; need grows with the tokens of a row, or with the rows."""
+    needed = max(row.needed, asked)
+    if not needed or needed <= left:  # the piece that was asked for came after others
+        return f"out of memory: more than the {left / 1e9:.1f} GB that are free; a shorter text or fewer rows need less"
+    share = left / needed
+    tokens = f"{max(int(row.length * share), 0):,} tokens"
+    would = f"{int(row.batch * share)} rows, or {tokens} in each" if row.batch > 1 else tokens
+    return f"out of memory: about {needed / 1e9:.1f} GB are needed and {left / 1e9:.1f} GB are free; {would} would fit"
+
+
+def has_fla() -> bool:
+    """Whether flash-linear-attention is installed."""
+    return importlib.util.find_spec("fla") is not None
+
+
+# --- What all contests ask for --------------------------------------------------------------------------------------
 
 
 def lengths_of(options: Any, usual: Sequence[int]) -> list[int]:
@@ -259,3 +307,13 @@ def lengths_of(options: Any, usual: Sequence[int]) -> list[int]:
     if not lengths or min(lengths) < 2:
         raise ValueError(f"--lengths is {options.lengths!r}; give whole numbers from 2 on, with commas between them.")
     return lengths
+
+
+def shape_of(config: MiniMaxConfig) -> str:
+    """A model in words."""
+    kinds, c = config.layer_types, config
+    softmax = kinds.count("full_attention")
+    return (
+        f"{len(kinds) - softmax} lightning + {softmax} softmax layers, D {c.hidden_size}, {c.num_attention_heads} × "
+        f"{c.head_dim} heads, {c.num_local_experts} experts of {c.intermediate_size}, {c.num_experts_per_tok} a token"
+    )

@@ -50,6 +50,21 @@ def lightning(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, chunk: int)
     return partial(lightning_attention, chunk=chunk)
 
 
+def lightning_step(q: Tensor, v: Tensor) -> Callable | None:
+    """What takes one token and writes its state over the old one, called with the op's parameters and ``into``; None:
+    the op."""
+    if _plain.get() or not (q.is_cuda and q.dtype in ON_GPU):
+        return None
+    return _kernel(max(q.shape[3], v.shape[3]), True, q.device)
+
+
+def softmax_step(q: Tensor, k: Tensor) -> tuple[Callable, Callable] | None:
+    """What puts a token's key and value among a row's others, and what its query then attends with; None: ops do."""
+    if _plain.get() or not (q.is_cuda and q.dtype in ON_GPU):
+        return None
+    return _softmax_step(q.shape[3], q.shape[1] // k.shape[1], q.device)
+
+
 def experts() -> Callable | None:
     """What mixes experts, called with the op's parameters; None: the op's own body."""
     if _plain.get():
@@ -105,3 +120,17 @@ def _kernel(widest: int, one_token: bool, device: torch.device) -> Callable | No
     from .segments import lightning_attention
 
     return lightning_attention
+
+
+@lru_cache(maxsize=64)
+def _softmax_step(channels: int, shared: int, device: torch.device) -> tuple[Callable, Callable] | None:
+    if not has_triton("Decode attention runs", device):
+        return None
+    from .attend import MOST_SHARED, WIDEST, attend
+    from .remember import remember
+
+    if channels > WIDEST or shared > MOST_SHARED:
+        why = f"heads have {channels} channels, {shared} to a key head, and the kernel holds {WIDEST} and {MOST_SHARED}"
+        warnings.warn(f"Decode attention runs in plain PyTorch, slower: {why}.", stacklevel=4)
+        return None
+    return remember, attend

@@ -34,13 +34,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..ops.pointwise import silu
 from ..shapes import Keys, Mask, Outputs, Queries, Slopes, State, Values
 from .choose import WIDEST, wants_gradient
 from .decode import check, launch, plus
 from .lightning import InterpretedFunction, tile, tl, triton
 
 LOG2E = tl.constexpr(math.log2(math.e))
-ANY_LENGTH = ["H", "T", "length"]  # numbers that must not make the compiler start again
+ANY_LENGTH = ["H", "T", "origin", "until", "length"]  # numbers that must not make the compiler start again
 
 
 @triton.jit(do_not_specialize=ANY_LENGTH)
@@ -48,14 +49,15 @@ ANY_LENGTH = ["H", "T", "length"]  # numbers that must not make the compiler sta
 def walk(
     q, k, v, out, before, after, slopes, clock, gate, gain, square,
     q_strides, k_strides, v_strides, out_strides, before_strides, after_strides, clock_stride, gate_strides,
-    H, T, length,
+    H, T, origin, until, length,
     d: tl.constexpr, e: tl.constexpr, C: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
-    BACKWARDS: tl.constexpr, FAR: tl.constexpr, SILU: tl.constexpr, READ: tl.constexpr, WRITTEN: tl.constexpr,
+    BACKWARDS: tl.constexpr, RAGGED: tl.constexpr, FAR: tl.constexpr, READ: tl.constexpr, WRITTEN: tl.constexpr,
     WIDE: tl.constexpr, PART: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: one segment, E columns of one head's memory, and what the queries read in them.
 
-    Positions are counted as one walks: backwards, position 0 is the last token. The memory lies transposed, (E, D), and
+    Positions are counted as one walks: backwards, position 0 is the last token. It goes from origin until another one,
+    in whole chunks unless it is RAGGED. The memory lies transposed, (E, D), and
     so do answers: thus whatever the program makes itself is a left factor, which a GPU takes out of registers.
     """
     blocks: tl.constexpr = (e + E - 1) // E
@@ -63,8 +65,8 @@ def walk(
     segment = tl.program_id(1).to(tl.int64)
     b = pair // H
     h = pair % H
-    first = segment * length
-    last = tl.minimum(first + length, T)
+    first = origin + segment * length
+    last = tl.minimum(first + length, until)
 
     # Tiles of addresses, from the segment's first position on; a chunk adds one number to all of them.
     r = tl.arange(0, C)
@@ -115,7 +117,6 @@ def walk(
     slope = tl.load(slopes + h).to(tl.float64) * -LOG2E
     rate = slope.to(WIDE)
     full = tl.exp2(slope * C).to(WIDE)
-    short = tl.exp2(slope * ((last - first - 1) % C + 1)).to(WIDE)
     late: tl.constexpr = 1 if BACKWARDS else 0  # backwards, the memory is read before it decays
     causal = r[None, :] >= r[:, None]  # a key's row, a query's column
     if clock is not None:
@@ -123,36 +124,35 @@ def walk(
 
     for c in range(0, ((last - first + C - 1) // C).to(tl.int32)):
         start = first + c * C
-        left = (last - start).to(tl.int32)  # positions from here to the segment's end
-        if clock is None:
-            real = r < left
-            n = r + 1  # how many tokens the chunk holds up to this one …
-            m = tl.minimum(left, C)  # … and in all
-            keep = tl.where(left < C, short, full)
-        else:  # at t it holds how many real tokens come before t, and stands still at padding
+        left = C  # positions from here to the segment's end, as far as this chunk goes
+        if RAGGED:
+            left = tl.minimum(last - start, C).to(tl.int32)
+        real = r < left
+        n = r + 1  # how many tokens the chunk holds up to this one …
+        m = left  # … and in all
+        if clock is not None:  # at t it holds how many real tokens come before t, and stands still at padding
             here = tl.load(clock + start + tl.minimum(r + 1, left))
             real = here > tl.load(clock + start + tl.minimum(r, left))
             passed = tl.load(clock + start)
             n = here - passed
-            m = tl.load(clock + start + tl.minimum(left, C)) - passed
-            keep = tl.exp2(slope * m).to(WIDE)
+            m = tl.load(clock + start + left) - passed
+        if RAGGED:
+            full = tl.exp2(slope * m).to(WIDE)
 
         query = real[None, :] if d == D else real[None, :] & is_key[:, None]
         key = real[:, None] if d == D else real[:, None] & is_key[None, :]
         value = real[None, :] if e % E == 0 else real[None, :] & is_value[:, None]
-        qc = tl.load(q + start * q_step + q_tile, mask=query, other=0)
-        kc = tl.load(k + start * k_step + k_tile, mask=key, other=0)
-        vc = tl.load(v + start * v_step + v_tile, mask=value, other=0)
-        if SILU:  # rounded as the op rounds it
-            x = qc.to(WIDE)
-            qc = (x / (1 + tl.exp(-x))).to(qc.dtype)
-            x = kc.to(WIDE)
-            kc = (x / (1 + tl.exp(-x))).to(kc.dtype)
-            x = vc.to(WIDE)
-            vc = (x / (1 + tl.exp(-x))).to(vc.dtype)
-        qc = qc.to(PART)
-        kc = kc.to(PART)
-        vc = vc.to(PART)
+        exists = (r < left)[None, :] if e % E == 0 else (r < left)[None, :] & is_value[:, None]
+        if RAGGED or d != D:
+            qc = tl.load(q + start * q_step + q_tile, mask=query, other=0).to(PART)
+            kc = tl.load(k + start * k_step + k_tile, mask=key, other=0).to(PART)
+        else:
+            qc = tl.load(q + start * q_step + q_tile).to(PART)
+            kc = tl.load(k + start * k_step + k_tile).to(PART)
+        if RAGGED or e % E != 0:
+            vc = tl.load(v + start * v_step + v_tile, mask=value, other=0).to(PART)
+        else:
+            vc = tl.load(v + start * v_step + v_tile).to(PART)
 
         inside = tl.where(causal, tl.exp2(rate * tl.where(causal, n[None, :] - n[:, None], 0)), 0)
         from_state = tl.exp2(rate * tl.maximum(n - late, 0))
@@ -171,25 +171,27 @@ def walk(
         if READ == 2:
             low = (scores - high.to(WIDE)).to(PART)
             o = tl.dot(vc.to(FACTOR), low.to(FACTOR), o, input_precision=PRECISION, out_dtype=WIDE)
-        exists = (r < left)[None, :] if e % E == 0 else (r < left)[None, :] & is_value[:, None]
         if gain is not None:  # the norm's own factor, one a token, waits for the sum over all heads
             tl.store(square + start + r, tl.reduce(o * o, 0, plus), mask=r < left)
             o *= gains[:, None]
         if gate is not None:
             logits = tl.load(gate + start * gate_strides[2] + gate_tile, mask=exists, other=0).to(WIDE)
             o /= 1 + tl.exp(-logits)
-        tl.store(out + start * out_step + out_tile, o.to(out.dtype.element_ty), mask=exists)
+        if RAGGED or e % E != 0:
+            tl.store(out + start * out_step + out_tile, o.to(out.dtype.element_ty), mask=exists)
+        else:
+            tl.store(out + start * out_step + out_tile, o.to(out.dtype.element_ty))
 
         # Decay and write.
         decayed = vc.to(WIDE) * to_end[None, :]
         high = decayed.to(PART)
-        S = tl.dot(high.to(FACTOR), kc.to(FACTOR), S * keep, input_precision=PRECISION, out_dtype=WIDE)
+        S = tl.dot(high.to(FACTOR), kc.to(FACTOR), S * full, input_precision=PRECISION, out_dtype=WIDE)
         if WRITTEN == 2:
             low = (decayed - high.to(WIDE)).to(PART)
             S = tl.dot(low.to(FACTOR), kc.to(FACTOR), S, input_precision=PRECISION, out_dtype=WIDE)
 
     if after is not None:  # noqa: SIM102 - the compiler decides the outer one, the program the inner one
-        if last == T:
+        if last == until:
             after += pair * after_strides[0]
             tl.store(after + i[None, :] * after_strides[1] + j[:, None] * after_strides[2], S, mask=mine)
 
@@ -201,7 +203,7 @@ def ends(
     k_strides, v_strides, clock_stride,
     H, T, length,
     d: tl.constexpr, e: tl.constexpr, C: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
-    BACKWARDS: tl.constexpr, FAR: tl.constexpr, SILU: tl.constexpr, WRITTEN: tl.constexpr,
+    BACKWARDS: tl.constexpr, FAR: tl.constexpr, WRITTEN: tl.constexpr,
     WIDE: tl.constexpr, PART: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: what one whole stretch of tokens adds to E columns of one head's memory, into end (B·H, F, d, e).
@@ -252,11 +254,6 @@ def ends(
         value = real[None, :] if e % E == 0 else real[None, :] & is_value[:, None]
         kc = tl.load(k + start * k_step + k_tile, mask=key, other=0)
         vc = tl.load(v + start * v_step + v_tile, mask=value, other=0)
-        if SILU:  # rounded as the op rounds it
-            x = kc.to(WIDE)
-            kc = (x / (1 + tl.exp(-x))).to(kc.dtype)
-            x = vc.to(WIDE)
-            vc = (x / (1 + tl.exp(-x))).to(vc.dtype)
         kc = kc.to(PART)
         vc = vc.to(PART)
         decayed = vc.to(WIDE) * to_end[None, :]
@@ -360,9 +357,6 @@ def cut_for(tiles: Tiles, programs: int, T: int, device: torch.device) -> Cut:
 class Walks:
     """The kernels over one problem: what stays the same from walk to walk."""
 
-    silu = False
-    """Whether q, k and v are still to go through SiLU."""
-
     def __init__(self, q: Tensor, v: Tensor, slopes: Slopes, mask: Mask | None, tiles: Tiles | None):
         (self.B, self.H, self.T, _), e = q.shape, v.shape[3]
         self.tiles = tiles or tiles_for(q, v)
@@ -408,7 +402,7 @@ class Walks:
         self.launch(
             ends, (pairs * triton.cdiv(e, sides["E"]), (G - 1) * each),
             k, v, end, self.slopes, clock, k.stride(), v.stride(), tick, self.H, self.T, stretch,
-            **sides, BACKWARDS=backwards, FAR=far(self.tiles.chunk, k, v), SILU=self.silu,
+            **sides, BACKWARDS=backwards, FAR=far(self.tiles.chunk, k, v),
             WRITTEN=self.tiles.written, **self.types,
             num_warps=self.tiles.warps, num_stages=self.tiles.stages + 1,
         )  # fmt: skip
@@ -435,17 +429,24 @@ class Walks:
         clock, sides, pairs = self.clocks[backwards], self.sides(k, v), self.B * self.H
         d, e = sides["d"], sides["e"]
         out = torch.empty((self.B, self.T, self.H, e), dtype=self.stored, device=q.device).transpose(1, 2)
-        after = k.new_empty((pairs, d, e), dtype=self.wide) if onward else None
-        self.launch(
-            walk, (pairs * triton.cdiv(e, sides["E"]), self.cut.G),
-            q, k, v, out, before, after, self.slopes, clock, gate, gain, square,
-            q.stride(), k.stride(), v.stride(), out.stride(), strides(before, 4), strides(after, 3),
-            strides(clock, 2)[0], strides(gate, 4), self.H, self.T, self.cut.length,
-            **sides, BACKWARDS=backwards, FAR=far(self.tiles.chunk, q, k, v, out, gate), SILU=self.silu,
-            READ=self.tiles.read, WRITTEN=self.tiles.written, **self.types,
-            num_warps=self.tiles.warps, num_stages=self.tiles.stages,
-        )  # fmt: skip
-        return out.to(self.returned), None if after is None else after.reshape(self.B, self.H, d, e)
+        chunk, length = self.tiles.chunk, self.cut.length
+        whole = 0 if clock is not None else self.T - self.T % chunk
+        parts = [(0, whole, False)] if whole else []
+        if whole < self.T or not parts:  # the rest begins with what whole chunks end with
+            parts.append((whole, self.T, True))
+        after = k.new_empty((pairs, d, e), dtype=self.wide) if onward or len(parts) > 1 else None
+        for origin, until, ragged in parts:
+            self.launch(
+                walk, (pairs * triton.cdiv(e, sides["E"]), max(triton.cdiv(until - origin, length), 1)),
+                q, k, v, out, before, after, self.slopes, clock, gate, gain, square,
+                q.stride(), k.stride(), v.stride(), out.stride(), strides(before, 4), strides(after, 3),
+                strides(clock, 2)[0], strides(gate, 4), self.H, self.T, origin, until, length,
+                **sides, BACKWARDS=backwards, RAGGED=ragged, FAR=far(chunk, q, k, v, out, gate),
+                READ=self.tiles.read, WRITTEN=self.tiles.written, **self.types,
+                num_warps=self.tiles.warps, num_stages=self.tiles.stages,
+            )  # fmt: skip
+            before = None if after is None else after[:, None]
+        return out.to(self.returned), after.reshape(self.B, self.H, d, e) if after is not None and onward else None
 
 
 def strides(x: Tensor | None, n: int) -> tuple[int, ...]:
@@ -532,10 +533,12 @@ def lightning_packed(
     $$y = \sigma(g) \odot w \odot o, \qquad o = \mathrm{lightning}(\mathrm{silu}(\text{qkv})), \qquad
     \text{square} = \textstyle\sum o^2$$
 
-    q, k and v are read where the projection left them, SiLU is taken on the way in, the gate's sigmoid (1 without a
-    gate) and the norm's gain on the way out. The norm's own factor, $(\text{square}/Hd + \varepsilon)^{-1/2}$, is one a
-    token: it may wait until after the output's projection, with which it commutes. The new state goes ``into`` a tensor
-    that is given, which may be the old one's. No gradient passes.
+    q, k and v are read where they lie; the gate's sigmoid (1 without a gate) and the norm's gain are taken on the way
+    out. SiLU is taken on the way in for one token alone: a walk's tiles go from memory to the multiplier, and by way of
+    registers, where SiLU is computed, a walk takes four times as long (H100, 32,768 tokens); so it has a pass of its
+    own. The norm's own factor, $(\text{square}/Hd + \varepsilon)^{-1/2}$, is one a token: it may wait until after the
+    output's projection, with which it commutes. The new state goes ``into`` a tensor that is given, which may be the
+    old one's. No gradient passes.
 
     Raises ValueError where a gradient is wanted, a head has more than 256 channels, or something does not fit.
     """
@@ -549,14 +552,13 @@ def lightning_packed(
         )
     if wants_gradient(qkv, gate, gain, state):
         raise ValueError("No gradient passes through lightning_packed; use torch.no_grad(), or the op.")
-    q, k, v = qkv.unflatten(2, (H, 3, d)).transpose(1, 2).unbind(3)  # (B, H, T, d) each, nothing is moved
+    q, k, v = (qkv if T == 1 else silu(qkv)).unflatten(2, (H, 3, d)).transpose(1, 2).unbind(3)  # (B, H, T, d) each
     check(q, k, v, slopes, state, mask, into)
     gates, gain = None if gate is None else gate.unflatten(2, (H, d)).transpose(1, 2), gain.contiguous()
     if T == 1:
         y, square, state = launch(q, k, v, slopes, state, mask, into, gates, gain, silu=True)
         return y.transpose(1, 2).flatten(2), square.sum(dim=1, keepdim=True), state
     walks = Walks(q, v, slopes, mask, tiles)
-    walks.silu = True
     blocks = triton.cdiv(d, walks.sides(k, v)["E"])
     square = qkv.new_empty((B, H * blocks, T), dtype=walks.wide)
     before = walks.begins(k, v, state)

@@ -23,16 +23,14 @@ from minimax_numpy import ops as reference
 from minimax_numpy.ops.rotary import rotary_frequencies
 from torch import Tensor, nn
 
-from .. import ops
 from ..cache import LightningMemory, SoftmaxMemory
 from ..layers import LightningSelfAttention
 from ..quantize import Quantized
 from .choose import is_plain
+from .watch import hooks_of, watched
 
 SOURCE = Path(__file__).with_name("token.c")
 INNER_EPS = 1e-6
-PLAIN = {name: getattr(ops, name) for name in reference.__all__}
-"""The ops as they are; where one is another, the plain path runs it."""
 
 
 class Matrix(ctypes.Structure):
@@ -104,9 +102,8 @@ class Decoder:
         self._look()
 
     def _look(self) -> None:
-        modules = list(self.layers.modules())
         self.places = [places_of(layer) for layer in self.layers]
-        self.hooks = [h for m in modules for h in (m._forward_hooks, m._forward_pre_hooks)]
+        self.hooks = hooks_of(self.layers.modules())
         self.found: list[tuple | None] = [None] * len(self.layers)  # a layer's addresses, and the struct made of them
         self.steps = 0  # how many tokens it has decoded
 
@@ -128,9 +125,7 @@ class Decoder:
             and step.rows is None
             and not torch.is_grad_enabled()
             and not is_plain()
-            and not any(self.hooks)
-            and not nn.modules.module._has_any_global_hook()
-            and all(getattr(ops, name) is op for name, op in PLAIN.items())
+            and watched(self.hooks) is None
             and not self.layers.training
             and all(self.struct(i) is not None for i in range(len(self.layers)))
         )
