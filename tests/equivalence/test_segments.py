@@ -7,7 +7,7 @@ import importlib.util
 import sys
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import minimax_torch
 import numpy as np
@@ -232,6 +232,24 @@ def test_there_are_as_few_segments_as_fill_a_gpu(T, programs, G, monkeypatch):
     assert cut.length % cut.each == 0 and cut.length // cut.each % Tiles().chunk == 0
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("B, T", [(0, 5), (2, 0), (0, 0)])
+def test_no_rows_and_no_tokens(B, T, device):
+    """Nothing comes of nothing, and a state that nobody changed hands its gradient back as it is."""
+    inputs, slopes, returned = drawn(B, 2, T, 16, 24, device=device)
+    out, after, *grads, dS = answers(
+        lambda q, k, v, S: segments.lightning_attention(q, k, v, slopes, S), inputs, returned
+    )
+    assert out.shape == (B, 2, T, 24) and [x.shape for x in grads] == [x.shape for x in inputs[:3]]
+    assert torch.equal(after, inputs[3]) and torch.equal(dS, returned[1])
+    assert decode.lightning_step(*(x.new_empty(0, 2, 1, x.shape[3]) for x in inputs[:3]), slopes)[0].shape == (
+        0,
+        2,
+        1,
+        24,
+    )
+
+
 # --- Decode --------------------------------------------------------------------------------------------------------
 
 
@@ -311,7 +329,8 @@ def one_by_one(qkv, gate, gain, slopes, state, mask=None):
     q, k, v = twin.split_qkv(qkv, len(slopes))
     out, state = twin.lightning_attention_chunked(q, k, v, slopes, state, mask=mask)
     merged = twin.merge_heads(out)
-    return twin.sigmoid(gate) * gain * merged, merged.square().sum(dim=-1), state
+    gated = gain * merged if gate is None else twin.sigmoid(gate) * gain * merged
+    return gated, merged.square().sum(dim=-1), state
 
 
 TINY = FEW._replace(columns=8)  # several blocks of columns a head: their squares are summed, too
@@ -336,23 +355,66 @@ def test_silu_gate_and_gain_are_the_layers(T, d, share, tiles, device):
 @pytest.mark.parametrize("T", [1, 50])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_it_rounds_no_worse_than_the_layers_ops(dtype, T, device):
-    """Off from float64 by no more than the ops one by one, which round between them, and by twice a rounding more."""
+    """Off from float64 by at most twice what the ops one by one are, which round between them, and a rounding."""
     inputs = projected(2, 2, T, 16, getattr(torch, dtype))
     want = one_by_one(*(x.double() for x in inputs))
     plain = one_by_one(*inputs)
     got = segments.lightning_packed(*(x.to(device) for x in inputs), tiles=FEW._replace(written=2))
-    u = UNIT_ROUNDOFF[dtype]
     for mine, theirs, exact in zip(got, plain, want, strict=True):
-        allowed = 2 * error(array(theirs.double()), array(exact)) + 4 * u * float(exact.square().mean() ** 0.5)
-        assert error(array(mine.cpu().double()), array(exact)) <= allowed
+        assert error(mine, exact) <= 2 * error(theirs, exact) + 2 * UNIT_ROUNDOFF[dtype]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("d", [16, 80, 256])
+@pytest.mark.parametrize("T", [0, 1, 20])
+def test_packed_heads_of_every_width(d, T, device):
+    inputs = projected(1, 2, T, d, torch.float32)
+    got = segments.lightning_packed(*(x.to(device) for x in inputs))
+    for mine, theirs in zip(got, one_by_one(*(x.double() for x in inputs)), strict=True):
+        assert_same(mine, theirs, within=2e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("T", [1, 40])
+def test_packed_arrays_are_read_where_they_lie(T, device):
+    """One projection made everything, the gain is every second number, and so are the slopes; nobody gated."""
+    qkv, gate, gain, slopes, state = (x.to(device) for x in projected(2, 3, T, 16))
+    before = [x.clone() for x in (qkv, gate, gain, slopes, state)]
+    fused = torch.cat([gate, qkv, gate], dim=2)
+    apart = torch.stack([gain, -gain], dim=1)[:, 0], torch.stack([slopes, -slopes], dim=1)[:, 0]
+    views = fused[:, :, 48:192], fused[:, :, 192:], *apart, state.mT.contiguous().mT
+    for tiles in (FEW, MANY):
+        want = segments.lightning_packed(qkv, gate, gain, slopes, state, tiles=tiles)
+        for mine, theirs in zip(segments.lightning_packed(*views, tiles=tiles), want, strict=True):
+            assert torch.equal(mine, theirs)
+        open_ = segments.lightning_packed(qkv, None, gain, slopes, tiles=tiles)
+        for mine, theirs in zip(open_, one_by_one(qkv, None, gain, slopes, None), strict=True):
+            assert_same(mine, theirs)
+    assert all(torch.equal(a, b) for a, b in zip((qkv, gate, gain, slopes, state), before, strict=True))
+
+
+def test_packed_padding_is_not_read():
+    """NaN stands there; a state, and what real tokens get, know nothing of it."""
+    qkv, gate, gain, slopes, state = projected(2, 3, 50, 16)
+    mask = padding(2, 50, 0.6)
+    dirty = torch.where(mask[:, :, None], qkv, torch.nan)
+    for tiles in (FEW, MANY):
+        y, square, after = segments.lightning_packed(dirty, gate, gain, slopes, state, mask=mask, tiles=tiles)
+        assert all(torch.isfinite(x).all() for x in (y, square, after))
+    one = segments.lightning_packed(dirty[:, :1], gate[:, :1], gain, slopes, state, mask=mask[:, :1])
+    assert torch.isfinite(one[0][mask[:, 0]]).all() and torch.isfinite(one[2]).all()
 
 
 def test_packed_a_layers_cut_does_not_matter():
     """In two calls, the state handed on, as in one; and a token at a time, over the old state."""
     qkv, gate, gain, slopes, state = projected(2, 3, 21, 16)
     want = segments.lightning_packed(qkv, gate, gain, slopes, state, tiles=FEW)
-    first = segments.lightning_packed(qkv[:, :17], gate[:, :17], gain, slopes, state, tiles=FEW)
-    parts, memory = [first[:2]], first[2].clone()
+    slots = torch.full((4, 2, 3, 16, 16), torch.nan, dtype=state.dtype)
+    memory = slots[:, 1][1:3]  # as a model's static memory lies: layers between the rows
+    memory.copy_(state)
+    first = segments.lightning_packed(qkv[:, :17], gate[:, :17], gain, slopes, memory, into=memory, tiles=FEW)
+    assert first[2] is memory
+    parts = [first[:2]]
     for t in range(17, 21):
         y, square, after = segments.lightning_packed(
             qkv[:, t : t + 1], gate[:, t : t + 1], gain, slopes, memory, into=memory
@@ -362,6 +424,7 @@ def test_packed_a_layers_cut_does_not_matter():
     for mine, theirs in zip(zip(*parts, strict=True), want[:2], strict=True):
         assert_same(torch.cat(mine, dim=1), theirs)
     assert_same(memory, want[2])
+    assert slots[:, 0].isnan().all() and slots[[0, 3]].isnan().all()
 
 
 def test_what_packed_refuses(unchecked):
@@ -369,6 +432,12 @@ def test_what_packed_refuses(unchecked):
     with pytest.raises(ValueError) as told:
         segments.lightning_packed(qkv[:, :, 1:], gate, gain, slopes, state)
     assert_one_sentence(told.value, "(1, 3, 47)", "three times")
+    for T in (1, 3):
+        for wrong in ({"state": state[:, :1]}, {"mask": torch.ones(2, T).bool()}, {"into": state.float()}):
+            given_ = {"state": state, **wrong}
+            with pytest.raises(ValueError) as told:
+                segments.lightning_packed(qkv[:, :T], gate[:, :T], gain, slopes, **given_)
+            assert_one_sentence(told.value, *wrong)
     with pytest.raises(ValueError) as told:
         segments.lightning_packed(qkv.requires_grad_(), gate, gain, slopes, state)
     assert_one_sentence(told.value, "gradient", "no_grad")
@@ -379,25 +448,56 @@ def test_what_packed_refuses(unchecked):
 
 
 PACKED_MISTAKES = {
-    "the gate is not squashed": ("/ (1 + tl.exp(-logits))", "* logits"),
+    "the gate is not squashed": ("o /= 1 + tl.exp(-logits)", "o *= logits"),
     "every head has the first one's gain": ("gain + h * e + j", "gain + j"),
     "every head has the first one's gate": ("gate += b * gate_strides[0] + h *", "gate += b * gate_strides[0] + 0 *"),
     "every chunk has the first one's gate": ("gate + start * gate_strides[2] + gate_tile", "gate + gate_tile"),
     "what is gated is squared": ("tl.reduce(o * o, 0", "tl.reduce(o * o * gains[:, None], 0"),
     "one block's squares stand for all": ("(pair * blocks + tl.program_id(0) % blocks) * T", "pair * blocks * T"),
-    "queries stay as they are": ("else silu(qkv))", "else qkv)"),
+    "queries, keys and values stay as they are": ("else silu(qkv))", "else qkv)"),
+    "what is given is not written": ("after if into is None else into.copy_(after)", "after"),
+    "slopes lie close together": (".to(q.device).contiguous()", ".to(q.device)"),
+    "gains lie close together": (", gain.contiguous()", ", gain"),
 }
+STEP_MISTAKES = {
+    "the gate is not squashed": ("o /= 1 + tl.exp(-tl.load", "o *= 1 + tl.exp(-tl.load"),
+    "every head has the first one's gate": ("gate_strides[0] + h * gate_strides[1]", "gate_strides[0]"),
+    "every head has the first one's gain": ("gain + h * e + j", "gain + j"),
+    "one block's squares stand for all": ("pair * tl.num_programs(1) + tl.program_id(1), tl", "pair, tl"),
+    "what is gated is squared": ("tl.reduce(o * o, 0, plus)", "tl.reduce(o, 0, plus)"),
+    "queries stay as they are": ("qc = (x / (1 + tl.exp(-x)))", "qc = x"),
+    "keys stay as they are": ("kc = (x / (1 + tl.exp(-x)))", "kc = x"),
+    "values stay as they are": ("vc = (x / (1 + tl.exp(-x)))", "vc = x"),
+    "the state does not decay": ("S.to(wide) * keep", "S.to(wide)"),
+    "slopes lie close together": (".to(q.device).contiguous()", ".to(q.device)"),
+}
+
+
+def from_views(packed, T):
+    """Whatever is computed from arrays of which some are views, and a state that is written over."""
+    qkv, gate, gain, slopes, state = projected(2, 3, T, 40)
+    gain, slopes = (torch.stack([x, -x], dim=1)[:, 0] for x in (gain, slopes))
+    y, square, _ = packed(qkv, gate, gain, slopes, state, into=state, tiles=TINY._replace(segment=32, stretch=16))
+    return y, square, state
+
+
+def differ(got, want) -> bool:
+    """Whether an answer is another one."""
+    return not all(torch.allclose(a, b, rtol=1e-6, atol=1e-6) for a, b in zip(got, want, strict=True))
 
 
 @pytest.mark.parametrize("mistake", PACKED_MISTAKES)
 def test_a_mistake_in_what_is_fused_is_noticed(mistake, tmp_path):
-    edited(tmp_path, *PACKED_MISTAKES[mistake])
-    wrong = sys.modules["minimax_torch.kernels.edited_segments"]
-    inputs = projected(2, 3, 70, 16)
-    tiles = TINY._replace(segment=32, stretch=16)
-    want = segments.lightning_packed(*inputs, tiles=tiles)
-    got = wrong.lightning_packed(*inputs, tiles=tiles)
-    assert not all(torch.allclose(a, b, rtol=1e-6, atol=1e-6) for a, b in zip(got, want, strict=True))
+    wrong = edited(tmp_path, segments, *PACKED_MISTAKES[mistake])
+    assert differ(from_views(wrong.lightning_packed, 70), from_views(segments.lightning_packed, 70))
+
+
+@pytest.mark.parametrize("mistake", STEP_MISTAKES)
+def test_a_mistake_in_a_step_is_noticed(mistake, tmp_path, monkeypatch):
+    want = from_views(segments.lightning_packed, 1)
+    wrong = edited(tmp_path, decode, *STEP_MISTAKES[mistake])
+    monkeypatch.setattr(segments, "launch", wrong.launch)
+    assert differ(from_views(segments.lightning_packed, 1), want)
 
 
 def test_the_op_chooses(monkeypatch):
@@ -443,9 +543,15 @@ def test_what_they_cannot_do_they_say(unchecked):
     with pytest.raises(ValueError) as told:
         decode.lightning_step(q, k, v, slopes)
     assert_one_sentence(told.value, "one token")
+    token = [x[:, :, :1].expand(2, -1, -1, -1) for x in (q, k, v)]
     with pytest.raises(ValueError) as told:
-        decode.lightning_step(q[:, :, :1], k[:, :, :1], v[:, :, :1], slopes, into=state.float())
+        decode.lightning_step(*token, slopes, into=state.float().expand(2, -1, -1, -1))
     assert_one_sentence(told.value, "into", "float32")
+    for kernel in (decode.lightning_step, segments.lightning_attention):  # what is short would be read beyond its end
+        for name, short in (("slopes", slopes[:0]), ("state", state), ("mask", torch.ones(1, 1).bool())):
+            with pytest.raises(ValueError) as told:
+                kernel(*token, **{"slopes": slopes, name: short})
+            assert_one_sentence(told.value, name, "(2, 1, 1, 16)")
 
 
 # --- Mistakes ------------------------------------------------------------------------------------------------------
@@ -465,21 +571,26 @@ MISTAKES = {  # what was planted: the line as it is, as it is then
     "the gradient of the keys takes the memory as it lies": ("transposed(behind)", "behind"),
     "the gradient forgets what comes after the end": ("walks.begins(q, do, dS,", "walks.begins(q, do, None,"),
     "queries and keys change places in the gradient": ("walks.walk(k, q, do,", "walks.walk(q, k, do,"),
+    "what is left of a chunk begins with nothing": (
+        "before = None if after is None else after[:, None]",
+        "before = None",
+    ),
+    "what is left of a chunk is left out": ("if whole < self.T or not parts", "if not parts"),
     "backwards, the clock goes forwards": ("(mask, mask.flip(1))", "(mask, mask)"),
 }
 
 
-def edited(folder: Path, was: str, becomes: str):
-    """The module with one line changed: a kernel is read from its file."""
-    source = Path(segments.__file__).read_text(encoding="utf-8")
+def edited(folder: Path, original: ModuleType, was: str, becomes: str) -> ModuleType:
+    """A module with one line changed: a kernel is read from its file."""
+    source = Path(original.__file__).read_text(encoding="utf-8")
     assert source.count(was) == 1, was
-    file = folder / "edited_segments.py"
+    file = folder / "edited.py"
     file.write_text(source.replace(was, becomes), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("minimax_torch.kernels.edited_segments", file)
+    spec = importlib.util.spec_from_file_location("minimax_torch.kernels.edited", file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return module.lightning_attention
+    return module
 
 
 def furthest(function, tiles=MANY) -> float:
@@ -498,12 +609,13 @@ def _errors(function, tiles, share) -> list[float]:
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_noticed(mistake, tmp_path):
-    assert furthest(edited(tmp_path, *MISTAKES[mistake])) > 1e-6
+    assert furthest(edited(tmp_path, segments, *MISTAKES[mistake]).lightning_attention) > 1e-6
 
 
 def test_an_edit_that_changes_nothing_passes(tmp_path):
     """Else the mistakes above could be noticed for being edited."""
-    assert furthest(edited(tmp_path, "r[None, :] >= r[:, None]", "r[:, None] <= r[None, :]")) < 1e-13
+    same = edited(tmp_path, segments, "r[None, :] >= r[:, None]", "r[:, None] <= r[None, :]")
+    assert furthest(same.lightning_attention) < 1e-13
 
 
 def test_a_second_part_is_what_keeps_the_state_exact():

@@ -66,11 +66,12 @@ def step(
     o = tl.reduce(qc[:, None] * S, 0, plus)
     after += b * after_strides[0] + h * after_strides[1]
     tl.store(after + i[:, None] * after_strides[2] + j[None, :] * after_strides[3], S, mask=mine)
-    if gate is not None:  # as in segments.py
-        gate += b * gate_strides[0] + h * gate_strides[1]
+    if gain is not None:  # as in segments.py
         tl.store(square + pair * tl.num_programs(1) + tl.program_id(1), tl.reduce(o * o, 0, plus))
-        logits = tl.load(gate + j * gate_strides[3], mask=j < e, other=0).to(wide)
-        o *= tl.load(gain + h * e + j, mask=j < e, other=0).to(wide) / (1 + tl.exp(-logits))
+        o *= tl.load(gain + h * e + j, mask=j < e, other=0).to(wide)
+    if gate is not None:
+        gate += b * gate_strides[0] + h * gate_strides[1]
+        o /= 1 + tl.exp(-tl.load(gate + j * gate_strides[3], mask=j < e, other=0).to(wide))
     out += b * out_strides[0] + h * out_strides[1]
     tl.store(out + j * out_strides[3], o.to(out.dtype.element_ty), mask=j < e)
 
@@ -92,16 +93,38 @@ def lightning_step(
     The new state goes ``into`` a tensor that is given, which may be the old one's; without it, into a new one. It is
     for decoding: no gradient passes.
 
-    Raises ValueError where T is not 1, a head has more than 256 channels, or ``into`` does not fit.
+    Raises ValueError where T is not 1, a head has more than 256 channels, or something does not fit.
     """
-    T = q.shape[2]
-    if T != 1 or k.shape != q.shape or v.shape[:3] != q.shape[:3]:
-        shapes = f"q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-        raise ValueError(f"{shapes}: a step takes one token, and all three share B and H.")
-    if q.shape[3] > WIDEST:
-        raise ValueError(f"A key has {q.shape[3]} channels; a program of this kernel holds {WIDEST} at most.")
+    if q.shape[2] != 1:
+        raise ValueError(f"q is {tuple(q.shape)}; a step takes one token.")
+    check(q, k, v, slopes, state, mask, into)
     out, _, state = launch(q, k, v, slopes, state, mask, into, columns=columns, warps=warps)
     return out, state
+
+
+def check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    slopes: Tensor,
+    state: Tensor | None,
+    mask: Tensor | None,
+    into: Tensor | None = None,
+) -> None:
+    """Raise ValueError for what does not fit: a kernel reads and writes wherever shapes send it."""
+    if k.shape != q.shape or v.shape[:3] != q.shape[:3]:
+        shapes = f"q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+        raise ValueError(f"{shapes}: all three share B, H and T, and q and k share d.")
+    (B, H, T, d), e = q.shape, v.shape[3]
+    if max(d, e) > WIDEST:
+        raise ValueError(f"A head has {max(d, e)} channels; a program of this kernel holds {WIDEST} at most.")
+    fits = (("slopes", slopes, (H,)), ("state", state, (B, H, d, e)), ("mask", mask, (B, T)))
+    for name, x, shape in (*fits, ("into", into, (B, H, d, e))):
+        if x is not None and x.shape != shape:
+            raise ValueError(f"{name} is {tuple(x.shape)}; beside q {tuple(q.shape)} it is {shape}.")
+    wide = torch.promote_types(q.dtype, torch.float32)
+    if into is not None and into.dtype != wide:
+        raise ValueError(f"into is {into.dtype}; this state is {wide}.")
 
 
 def launch(
@@ -118,21 +141,19 @@ def launch(
     columns: int = 32,
     warps: int = 4,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the step: out (B, H, 1, e); with a gate, parts of the sum of squares (B, n); the new state."""
+    """Run the step: out (B, H, 1, e); with a gain, squares of what it scales, in parts of a sum (B, n); the state."""
     (B, H, _, d), e = q.shape, v.shape[3]
     wide = torch.promote_types(q.dtype, torch.float32)
     if into is None:
         into = q.new_empty((B, H, d, e), dtype=wide)
-    if into.shape != (B, H, d, e) or into.dtype != wide:
-        raise ValueError(f"into is {into.dtype} {tuple(into.shape)}; this step's state is {wide} {(B, H, d, e)}.")
     # The interpreter cuts a bfloat16 off where a GPU rounds it: there torch rounds, in the last line.
     out = torch.empty((B, 1, H, e), dtype=q.dtype if q.is_cuda else wide, device=q.device).transpose(1, 2)
     run: Any = step if q.is_cuda else InterpretedFunction(step.fn)
     E = tile(e, columns)
     blocks = triton.cdiv(e, E)
-    square = q.new_empty((B, 0 if gate is None else H * blocks), dtype=wide)
+    square = q.new_empty((B, 0 if gain is None else H * blocks), dtype=wide)
     run[B * H, blocks](
-        q, k, v, out, state, into, slopes.to(q.device), None if mask is None else mask.view(torch.uint8),
+        q, k, v, out, state, into, slopes.to(q.device).contiguous(), None if mask is None else mask.view(torch.uint8),
         gate, gain, square,
         q.stride(), k.stride(), v.stride(), out.stride(), (0,) * 4 if state is None else state.stride(),
         into.stride(), 0 if mask is None else mask.stride(0), (0,) * 4 if gate is None else gate.stride(),

@@ -37,7 +37,7 @@ from torch.autograd.function import once_differentiable
 from ..ops.pointwise import silu
 from ..shapes import Keys, Mask, Outputs, Queries, Slopes, State, Values
 from .choose import WIDEST, wants_gradient
-from .decode import launch, plus
+from .decode import check, launch, plus
 from .lightning import InterpretedFunction, tile, tl, triton
 
 LOG2E = tl.constexpr(math.log2(math.e))
@@ -97,11 +97,12 @@ def walk(
     out_tile = at[None, :] * out_step + j[:, None] * out_strides[3]
     is_key = i < d
     is_value = j < e
+    if gain is not None:
+        gains = tl.load(gain + h * e + j, mask=is_value, other=0).to(WIDE)
+        square += (pair * blocks + tl.program_id(0) % blocks) * T
     if gate is not None:
         gate += b * gate_strides[0] + h * gate_strides[1]
         gate_tile = at[None, :] * gate_strides[2] + j[:, None] * gate_strides[3]
-        gains = tl.load(gain + h * e + j, mask=is_value, other=0).to(WIDE)
-        square += (pair * blocks + tl.program_id(0) % blocks) * T
 
     # The memory as it is before the segment.
     mine = is_value[:, None] & is_key[None, :]
@@ -170,10 +171,12 @@ def walk(
         if READ == 2:
             low = (scores - high.to(WIDE)).to(PART)
             o = tl.dot(vc.to(FACTOR), low.to(FACTOR), o, input_precision=PRECISION, out_dtype=WIDE)
-        if gate is not None:  # the norm's own factor, one a token, waits for the sum over all heads
+        if gain is not None:  # the norm's own factor, one a token, waits for the sum over all heads
             tl.store(square + start + r, tl.reduce(o * o, 0, plus), mask=r < left)
+            o *= gains[:, None]
+        if gate is not None:
             logits = tl.load(gate + start * gate_strides[2] + gate_tile, mask=exists, other=0).to(WIDE)
-            o *= gains[:, None] / (1 + tl.exp(-logits))
+            o /= 1 + tl.exp(-logits)
         if RAGGED or e % E != 0:
             tl.store(out + start * out_step + out_tile, o.to(out.dtype.element_ty), mask=exists)
         else:
@@ -346,7 +349,7 @@ def cut_for(tiles: Tiles, programs: int, T: int, device: torch.device) -> Cut:
         room = programs  # the interpreter walks one program after the other
         if device.type == "cuda":  # about 8 warps of such a program find room on a multiprocessor
             room = torch.cuda.get_device_properties(device).multi_processor_count * max(8 // tiles.warps, 1)
-        length = max(-(-T // max(room // programs, 1) // stretch) * stretch, stretch)
+        length = max(-(-T // max(room // max(programs, 1), 1) // stretch) * stretch, stretch)
         ended = max(-(-T // length), 1) - 1  # segments whose end is asked for: in stretches as long as still fill it
         while length % (2 * stretch) == 0 and ended * programs * (length // (2 * stretch)) >= room:
             stretch *= 2
@@ -360,7 +363,7 @@ class Walks:
     def __init__(self, q: Tensor, v: Tensor, slopes: Slopes, mask: Mask | None, tiles: Tiles | None):
         (self.B, self.H, self.T, _), e = q.shape, v.shape[3]
         self.tiles = tiles or tiles_for(q, v)
-        self.slopes = slopes.to(q.device)
+        self.slopes = slopes.to(q.device).contiguous()
         self.wide = torch.promote_types(q.dtype, torch.float32)
         self.interpreted = not q.is_cuda
         # The interpreter cuts a bfloat16 off where a GPU rounds it: there torch rounds what leaves the kernel.
@@ -441,7 +444,7 @@ class Walks:
                 q, k, v, out, before, after, self.slopes, clock, gate, gain, square,
                 q.stride(), k.stride(), v.stride(), out.stride(), strides(before, 4), strides(after, 3),
                 strides(clock, 2)[0], strides(gate, 4), self.H, self.T, origin, until, length,
-                **sides, BACKWARDS=backwards, RAGGED=ragged, FAR=far(chunk, q, k, v, out),
+                **sides, BACKWARDS=backwards, RAGGED=ragged, FAR=far(chunk, q, k, v, out, gate),
                 READ=self.tiles.read, WRITTEN=self.tiles.written, **self.types,
                 num_warps=self.tiles.warps, num_stages=self.tiles.stages,
             )  # fmt: skip
@@ -454,9 +457,10 @@ def strides(x: Tensor | None, n: int) -> tuple[int, ...]:
     return (0,) * n if x is None else x.stride()
 
 
-def far(chunk: int, *arrays: Tensor) -> bool:
+def far(chunk: int, *arrays: Tensor | None) -> bool:
     """Whether a chunk's addresses are further apart than 32 bits count."""
-    return any((chunk - 1) * x.stride(2) + (x.shape[3] - 1) * x.stride(3) >= 2**31 for x in arrays)
+    there = (x for x in arrays if x is not None)
+    return any((chunk - 1) * x.stride(2) + (x.shape[3] - 1) * x.stride(3) >= 2**31 for x in there)
 
 
 # --- As an op --------------------------------------------------------------------------------------------------------
@@ -507,15 +511,9 @@ def lightning_attention(
     Inputs may be strided views, in bfloat16, float16, float32 or, for the proof, float64. What stands at padding is
     not read: a padded query's output is 0. ``tiles`` is for measuring; without it the kernels choose.
 
-    Raises ValueError where a head has more than 256 channels.
+    Raises ValueError where a head has more than 256 channels, or something does not fit.
     """
-    if k.shape != q.shape or v.shape[:3] != q.shape[:3]:
-        shapes = f"q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-        raise ValueError(f"{shapes}: all three share B, H and T, and q and k share d.")
-    if max(q.shape[3], v.shape[3]) > WIDEST:
-        raise ValueError(
-            f"A head has {max(q.shape[3], v.shape[3])} channels; a program of this kernel holds {WIDEST} at most."
-        )
+    check(q, k, v, slopes, state, mask)
     return Segmented.apply(q, k, v, state, slopes, mask, tiles)
 
 
@@ -524,7 +522,7 @@ def lightning_attention(
 
 def lightning_packed(
     qkv: Float[Tensor, "B T width"],
-    gate: Float[Tensor, "B T Hd"],
+    gate: Float[Tensor, "B T Hd"] | None,
     gain: Float[Tensor, "Hd"],
     slopes: Slopes,
     state: State | None = None,
@@ -538,29 +536,28 @@ def lightning_packed(
     $$y = \sigma(g) \odot w \odot o, \qquad o = \mathrm{lightning}(\mathrm{silu}(\text{qkv})), \qquad
     \text{square} = \textstyle\sum o^2$$
 
-    q, k and v are read where they lie; the gate's sigmoid and the norm's gain are taken on the way out. SiLU is taken
-    on the way in for one token alone: a walk's tiles go from memory to the multiplier, and by way of registers, where
-    SiLU is computed, a walk takes four times as long (H100, 32,768 tokens); so it has a pass of its own. The norm's own
-    factor, $(\text{square}/Hd + \varepsilon)^{-1/2}$, is one a token: it may wait until after the output's projection,
-    with which it commutes. For T = 1 the new state goes ``into`` a tensor that is
-    given, which may be the old one's. No gradient passes.
+    q, k and v are read where they lie; the gate's sigmoid (1 without a gate) and the norm's gain are taken on the way
+    out. SiLU is taken on the way in for one token alone: a walk's tiles go from memory to the multiplier, and by way of
+    registers, where SiLU is computed, a walk takes four times as long (H100, 32,768 tokens); so it has a pass of its
+    own. The norm's own factor, $(\text{square}/Hd + \varepsilon)^{-1/2}$, is one a token: it may wait until after the
+    output's projection, with which it commutes. The new state goes ``into`` a tensor that is given, which may be the
+    old one's. No gradient passes.
 
-    Raises ValueError where a gradient is wanted, the shapes do not fit, or a head has more than 256 channels.
+    Raises ValueError where a gradient is wanted, a head has more than 256 channels, or something does not fit.
     """
-    B, T, width = gate.shape
-    H = len(slopes)
-    if qkv.shape != (B, T, 3 * width) or width % H or gain.shape != (width,):
+    (B, T, width), H = qkv.shape, len(slopes)
+    d = width // (3 * H)
+    if width != 3 * H * d or gain.shape != (H * d,) or (gate is not None and gate.shape != (B, T, H * d)):
+        gated = "no gate" if gate is None else f"gate {tuple(gate.shape)}"
         raise ValueError(
-            f"qkv is {tuple(qkv.shape)}, gate {tuple(gate.shape)}, gain {tuple(gain.shape)}, and there are {H} heads: "
+            f"qkv is {tuple(qkv.shape)}, {gated}, gain {tuple(gain.shape)}, and there are {H} heads: "
             "qkv is three times as wide as the gate, and the gate as wide as the gain and all heads together."
         )
     if wants_gradient(qkv, gate, gain, state):
         raise ValueError("No gradient passes through lightning_packed; use torch.no_grad(), or the op.")
-    d = width // H
-    if d > WIDEST:
-        raise ValueError(f"A head has {d} channels; a program of this kernel holds {WIDEST} at most.")
     q, k, v = (qkv if T == 1 else silu(qkv)).unflatten(2, (H, 3, d)).transpose(1, 2).unbind(3)  # (B, H, T, d) each
-    gates = gate.unflatten(2, (H, d)).transpose(1, 2)
+    check(q, k, v, slopes, state, mask, into)
+    gates, gain = None if gate is None else gate.unflatten(2, (H, d)).transpose(1, 2), gain.contiguous()
     if T == 1:
         y, square, state = launch(q, k, v, slopes, state, mask, into, gates, gain, silu=True)
         return y.transpose(1, 2).flatten(2), square.sum(dim=1, keepdim=True), state
@@ -570,4 +567,4 @@ def lightning_packed(
     before = walks.begins(k, v, state)
     y, after = walks.walk(q, k, v, before, gate=gates, gain=gain, square=square)
     assert after is not None
-    return y.transpose(1, 2).flatten(2), square.sum(dim=1), after
+    return y.transpose(1, 2).flatten(2), square.sum(dim=1), after if into is None else into.copy_(after)
