@@ -316,7 +316,7 @@ class Tiles(NamedTuple):
     read: int = 1  # bfloat16 parts of what is read: the state and the scores …
     written: int = 2  # … and of the decayed values that are written
     segment: int | None = None  # positions of a segment; None: as many segments as fill the GPU
-    stretch: int = 1024  # positions of a stretch whose end is computed by one program
+    stretch: int = 1024  # positions of a stretch whose end is computed by one program, at least
 
 
 def tiles_for(q: Tensor, v: Tensor) -> Tiles:
@@ -349,7 +349,10 @@ def cut_for(tiles: Tiles, programs: int, T: int, device: torch.device) -> Cut:
         room = programs  # the interpreter walks one program after the other
         if device.type == "cuda":  # about 8 warps of such a program find room on a multiprocessor
             room = torch.cuda.get_device_properties(device).multi_processor_count * max(8 // tiles.warps, 1)
-        length = -(-T // max(room // max(programs, 1), 1) // stretch) * stretch
+        length = max(-(-T // max(room // max(programs, 1), 1) // stretch) * stretch, stretch)
+        ended = max(-(-T // length), 1) - 1  # segments whose end is asked for: in stretches as long as still fill it
+        while length % (2 * stretch) == 0 and ended * programs * (length // (2 * stretch)) >= room:
+            stretch *= 2
     length = max(length, stretch)
     return Cut(max(-(-T // length), 1), length, length // stretch)
 
