@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SHAPES := --jaxtyping-packages=minimax_numpy,minimax_torch,beartype.beartype
+INTERPRETED := $(patsubst %,tests/equivalence/test_%.py,attend fused kernels segments slots)
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test test-slow lint docs browse notebooks generated tiny clean
@@ -12,10 +13,11 @@ demo: .venv/torch  ## cross-check the small model, and generate from it with bot
 
 test: .venv/test  ## every test but the slow ones, then some of them again with the shapes in signatures checked
 	$(BIN)/python -m pytest -n 2 -m "not slow" --doctest-modules tests reference
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(SHAPES) tests/equivalence
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(SHAPES) tests/equivalence $(INTERPRETED:%=--ignore=%)
 
 test-slow: .venv/test  ## the slow tests
 	$(BIN)/python -m pytest -n 2 -m slow tests
+	$(BIN)/python -m pytest -n 2 $(SHAPES) $(INTERPRETED)
 
 lint: .venv/test  ## style and types
 	$(BIN)/ruff check .

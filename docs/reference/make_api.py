@@ -34,8 +34,21 @@ PAGES = {
         "PyTorch",
         "accelerated/minimax_torch",
         ["shapes", "ops", *(f"ops.{name}" for name in OPS.split()), "cache", "layers", "model", "generate"],
-        ["kernels.choose", "kernels.lightning", "kernels.chunks", "kernels.segments", "kernels.decode", "kernels.experts",
-         "kernels.fused", "kernels.layer", "kernels.attend", "slots", "quantize", "streaming", "hooks"],  # fmt: skip
+        [
+            "kernels.choose",
+            "kernels.lightning",
+            "kernels.chunks",
+            "kernels.segments",
+            "kernels.decode",
+            "kernels.experts",
+            "kernels.fused",
+            "kernels.layer",
+            "kernels.attend",
+            "slots",
+            "quantize",
+            "streaming",
+            "hooks",
+        ],  # fmt: skip
         "The twin: the same names in the same order, on tensors. An entry says only where it differs from the "
         "reference, and links to it for the rest.",
     ),

@@ -247,9 +247,14 @@ def stepped(model, spoil=False, steps=4) -> torch.Tensor:
     return torch.stack([rows.step(torch.tensor([9, 3 + t, 0])) for t in range(steps)])[:, :2]
 
 
+THREE = {"num_experts_per_tok": 3}
+
+
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(
-    "changes", [{}, {"sliding_window": 6}, {"postnorm": False}, {"num_experts_per_tok": 3}], ids=str
+    "changes",
+    [{}, *(pytest.param(c, marks=pytest.mark.slow) for c in ({"sliding_window": 6}, {"postnorm": False}, THREE))],
+    ids=str,
 )
 def test_slots_decode_with_the_kernels(changes, fused, monkeypatch):
     """As on a GPU: states written over by one kernel, keys put down by another and read by a third."""

@@ -179,11 +179,22 @@ CALLS = {
 }
 
 
+@pytest.mark.slow
 @every_configuration
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_every_model_is_the_model(config, call, as_on_a_gpu):
+    """Fused where the kernels know it, and else as it is."""
+    judge(config, call, as_on_a_gpu)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_the_model_is_the_model(call, as_on_a_gpu):
+    judge(small(LIGHTNING, SOFTMAX), call, as_on_a_gpu)
+
+
 @torch.no_grad()
-def test_the_model_is_the_model(config, call, as_on_a_gpu):
-    """In float64, in every configuration: fused where the kernels know it, and else as it is."""
+def judge(config, call, as_on_a_gpu):
+    """In float64: logits, hidden states, router logits and what is remembered."""
     model, ids = TORCH.model(lively(config)), torch.tensor(prompts(config, 2, 13))
     got = call(model, ids)
     known = config.hidden_act == "silu" and not config.shared_intermediate_size

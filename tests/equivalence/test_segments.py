@@ -486,6 +486,7 @@ def differ(got, want) -> bool:
     return not all(torch.allclose(a, b, rtol=1e-6, atol=1e-6) for a, b in zip(got, want, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", PACKED_MISTAKES)
 def test_a_mistake_in_what_is_fused_is_noticed(mistake, tmp_path):
     wrong = edited(tmp_path, segments, *PACKED_MISTAKES[mistake])
