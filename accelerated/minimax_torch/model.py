@@ -116,6 +116,10 @@ class Pretrained(nn.Module):
     def compile_decode(self) -> None:
         """Decode on a CPU by [token.c][minimax_torch.kernels.token], one call a layer, wherever it can.
 
+        It is asked for, never taken by itself: a compiler is run, which takes seconds, and a file is left in the user's
+        cache folder. ``torch.compile`` takes a model as well; it breaks where experts are counted, compiles again for
+        other lengths, and rounds the slopes to float32.
+
         Raises RuntimeError, one sentence long, where there is no C compiler.
         """
         body: Any = getattr(self, "model", self)

@@ -1,8 +1,10 @@
 """Every op has a body that is read beside the reference's; what is computed in its place is the same."""
 
+import shutil
+
 import pytest
 import torch
-from close import TORCH, assert_same, assert_same_cache, every_configuration, lively, prompts, small
+from close import ROUNDING, TORCH, assert_same, assert_same_cache, every_configuration, lively, prompts, small
 from hypothesis import given
 from hypothesis import strategies as st
 from minimax_numpy.check import crosscheck
@@ -106,6 +108,15 @@ def test_odd_lengths(B, T):
             want = model(ids, use_cache=True)
     assert_same(got.logits, want.logits)
     assert_same_cache(got.cache, want.cache)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_torch_compile_takes_the_model():
+    """In float32: what it makes of the slopes, which NumPy computes, is no more exact than that."""
+    model, ids = TORCH.model(lively(small())).float(), torch.tensor(prompts(small(), 2, 37))
+    with torch.no_grad():
+        assert_same(torch.compile(model)(ids).logits, model(ids).logits, ROUNDING)
 
 
 def test_a_block_that_fails_is_left_as_well():
