@@ -608,6 +608,7 @@ def _errors(function, tiles, share) -> list[float]:
     return [error(mine, theirs) for mine, theirs in zip(got, want, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_noticed(mistake, tmp_path):
     assert furthest(edited(tmp_path, segments, *MISTAKES[mistake]).lightning_attention) > 1e-6
