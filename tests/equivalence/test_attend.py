@@ -280,7 +280,7 @@ def test_the_kernel_is_chosen(monkeypatch):
     device = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     choose._softmax_step.cache_clear()
-    choose._has_triton.cache_clear()
+    choose.has_triton.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert choose._softmax_step(128, 8, device) == BOTH
@@ -292,7 +292,7 @@ def test_the_kernel_is_chosen(monkeypatch):
         assert len(told) == 1
         assert_one_sentence(told[0].message, str(max(many)), "256", "128", "PyTorch")
     choose._softmax_step.cache_clear()
-    choose._has_triton.cache_clear()
+    choose.has_triton.cache_clear()
 
 
 def test_what_it_cannot_do_it_says(unchecked):

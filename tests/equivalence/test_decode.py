@@ -24,7 +24,7 @@ from minimax_torch import MiniMaxForCausalLM, ops
 from minimax_torch.kernels import token
 
 try:
-    token.library()
+    token.compiled()
 except RuntimeError as error:
     pytest.skip(str(error), allow_module_level=True)
 
@@ -213,7 +213,7 @@ def test_nan_stays_nan():
 
 
 def test_without_a_compiler_one_sentence_says_so(tmp_path):
-    code = "from minimax_torch.kernels import token\ntry: token.library()\nexcept RuntimeError as error: print(error)"
+    code = "from minimax_torch.kernels import token\ntry: token.compiled()\nexcept RuntimeError as error: print(error)"
     known = {"PATH": "/nowhere", "PYTHONPATH": os.pathsep.join(sys.path), "XDG_CACHE_HOME": str(tmp_path)}
     for more, told in (({}, "C compiler"), ({"CC": "/bin/false"}, "could not compile")):
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**known, **more})
@@ -223,16 +223,16 @@ def test_without_a_compiler_one_sentence_says_so(tmp_path):
 def test_it_is_compiled_once(tmp_path, monkeypatch):
     """For all processes of a user; a folder that cannot be written to is told by the system's own error."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    token.library.cache_clear()
+    token.compiled.cache_clear()
     try:
-        token.library()
+        token.compiled()
         (built,) = (tmp_path / "minimax-twin").iterdir()
         then = built.stat().st_mtime_ns
-        token.library.cache_clear()
-        token.library()
+        token.compiled.cache_clear()
+        token.compiled()
         assert built.stat().st_mtime_ns == then
     finally:
-        token.library.cache_clear()
+        token.compiled.cache_clear()
 
 
 def test_side_by_side_with_the_plain_path():

@@ -505,7 +505,7 @@ def test_the_op_chooses(monkeypatch):
     """One warning, once, where a kernel would have been expected."""
     device = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    forget = lambda: (choose._kernel.cache_clear(), choose._has_triton.cache_clear())  # noqa: E731
+    forget = lambda: (choose._kernel.cache_clear(), choose.has_triton.cache_clear())  # noqa: E731
     forget()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -115,20 +115,16 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
+@lru_cache(maxsize=64)  # so that a warning comes once
 def has_triton(what: str, device: torch.device) -> bool:
     """Whether Triton and a GPU that it compiles for are there; if not, one warning says so."""
-    return _has_triton(what, device)
-
-
-@lru_cache(maxsize=64)  # so that a warning comes once
-def _has_triton(what: str, device: torch.device) -> bool:
     why = None
     if importlib.util.find_spec("triton") is None:
         why = "Triton is not installed (pip install 'minimax-twin[kernels]' brings it)"
     elif torch.cuda.get_device_capability(device) < (8, 0):
         why = "this GPU is older than Ampere, which the kernels are written for"
     if why is not None:
-        warnings.warn(f"{what} in plain PyTorch, slower: {why}.", stacklevel=5)
+        warnings.warn(f"{what} in plain PyTorch, slower: {why}.", stacklevel=4)
     return why is None
 
 

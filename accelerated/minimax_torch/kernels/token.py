@@ -53,7 +53,7 @@ class Layer(ctypes.Structure):
 
 
 @lru_cache(maxsize=1)
-def library() -> ctypes.CDLL:
+def compiled() -> ctypes.CDLL:
     """The functions of token.c, compiled for this very processor; kept for the next process in a folder of the user's.
 
     Raises RuntimeError, one sentence long, where there is no C compiler or it fails.
@@ -97,7 +97,7 @@ class Decoder:
     """The layers of a model, as token.c takes them."""
 
     def __init__(self, layers: nn.ModuleList):
-        library()
+        compiled()
         self.layers = layers
         self._look()
 
@@ -154,7 +154,7 @@ class Decoder:
             before = None if memory.state is None else memory.state.contiguous()
             after = x.new_empty(B, struct.H, struct.d, struct.d)
             old = None if before is None else before.data_ptr()
-            library().lightning_layer(*start, ctypes.c_void_p(old), ctypes.c_void_p(after.data_ptr()), *ends)
+            compiled().lightning_layer(*start, ctypes.c_void_p(old), ctypes.c_void_p(after.data_ptr()), *ends)
             memory.state = after
         else:
             slots, places, seen = memory.make_room(step.slots, y.new_empty(B, struct.G, 1, struct.d))
@@ -163,7 +163,7 @@ class Decoder:
             numbers = [ctypes.c_void_p(n.data_ptr()) for n in (positions, places, seen)]
             capacity = ctypes.c_int64(slots.shape[3])
             store = (ctypes.c_void_p(keys.data_ptr()), ctypes.c_void_p(values.data_ptr()), capacity)
-            library().softmax_layer(*start, *store, *numbers, *ends)
+            compiled().softmax_layer(*start, *store, *numbers, *ends)
         self.steps += i == 0
         return y, logits
 
@@ -224,7 +224,7 @@ def describe(layer: Any, parts: dict[str, Any]) -> tuple[Layer, tuple[int, int],
     kept.append(table)
     setattr(struct, field, table.ctypes.data)
     at = ctypes.byref(struct)
-    return struct, (library().shared_floats(at), library().own_floats(at)), kept
+    return struct, (compiled().shared_floats(at), compiled().own_floats(at)), kept
 
 
 def matrix(x: Tensor | Quantized) -> Matrix:
