@@ -5,6 +5,7 @@ from typing import Any
 from weakref import WeakSet
 
 import minimax_numpy.cache as reference
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from minimax_numpy.cache import LightningMemory, Snapshot, check_rows, check_whole, fingerprint_of
@@ -77,7 +78,7 @@ class SoftmaxMemory:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _readers=WeakSet((self,)))
 
-    def reorder(self, rows: Int[Tensor, "rows"]) -> None:
+    def reorder(self, rows: Int[np.ndarray, "rows"]) -> None:
         """Remember these rows' past instead, in this order."""
         if self._slots is not None and self._lengths is not None:
             self._keep(self._slots[:, rows], self._lengths[rows])
