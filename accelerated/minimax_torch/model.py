@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import ops
 from .cache import Cache, fingerprint_of, held_positions, to_bits
+from .kernels import blocks
 from .kernels import layer as fused
 from .kernels.token import Decoder
 from .layers import DecoderLayer, RMSNorm, Step
@@ -228,6 +229,7 @@ class MiniMaxModel(Pretrained):
         decoder = self.decoder if self.decoder is not None and self.decoder.takes(x, step) else None
         norms: list[Any] = [*(layer.input_layernorm for layer in self.layers), self.norm]
         normed = norms[0](x) if fused.takes(self.layers, x) else None
+        room = blocks.Room(x) if decoder is None and blocks.takes(self.layers, x, step) else None
         with memory.advancing(lengths, x.dtype):
             for i, (layer, layer_memory) in enumerate(zip(self.layers, memory.layers, strict=True)):
                 if normed is not None:
@@ -235,6 +237,9 @@ class MiniMaxModel(Pretrained):
                     x, normed, logits = fused.decoder_layer(layer, x, normed, norms[i + 1], attend)
                 elif decoder is not None:
                     x, logits = decoder(i, x, step, layer_memory)
+                elif room is not None:
+                    into = x if i and not output_hidden_states else torch.empty_like(x)  # what others hold stays
+                    x, logits = blocks.decoder_layer(layer, x, into, step, layer_memory, room)
                 elif self.checkpointing and torch.is_grad_enabled():
                     x, logits, memory.layers[i] = checkpoint(anew, layer, x, step, layer_memory, use_reentrant=False)
                 else:

@@ -38,6 +38,7 @@ PAGES = {
             "kernels.choose",
             "kernels.lightning",
             "kernels.chunks",
+            "kernels.blocks",
             "kernels.segments",
             "kernels.decode",
             "kernels.experts",

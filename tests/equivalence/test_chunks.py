@@ -123,6 +123,19 @@ def test_only_what_is_asked_for_gets_a_gradient():
     assert x[0].grad is None and x[3].grad is None and x[1].grad.any() and x[2].grad.any()
 
 
+@pytest.mark.parametrize("T", [1, 20])
+def test_autocast_narrows_the_products_around_it_alone(T):
+    """The state and what is summed into it stay float32, and gradients flow."""
+    x, slopes, weights = drawn(1, 2, T, 8, 8, dtype=torch.float32)
+
+    def narrowed(*given, **named):
+        with torch.autocast("cpu", torch.bfloat16):
+            return ops.lightning_attention_chunked(*given, **named)
+
+    got, want = (both_ways(form, x, slopes, weights) for form in (narrowed, ops.lightning_attention_chunked))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(got, want, strict=True))
+
+
 # --- Honest rounding -----------------------------------------------------------------------------------------------
 
 

@@ -30,14 +30,10 @@ class Chunked(torch.autograd.Function):
     def forward(ctx, q, k, v, state, slopes, mask, chunk):
         B, H, T, e = v.shape
         out, S, before = v.new_empty(B, T, H, e).transpose(1, 2), state, []  # so that heads are merged where they lie
-        for piece, tables in pieces(T, chunk, slopes, mask, q):
-            inside, from_state, to_end, whole = tables
+        for piece, tables in pieces(T, chunk, together(chunk, q), slopes, mask, q):
             qc, kc, vc = (piece.cut(x) for x in (q, k, v))  # (B, H, n, m, ·)
-            S, states = scan(S, whole, (kc * to_end).mT @ vc)
-            scores = (qc @ kc.mT).mul_(inside)
-            here = ((qc * from_state) @ states).flatten(0, 2)
-            here.baddbmm_(scores.flatten(0, 2), vc.flatten(0, 2))  # (B · H · n, m, e)
-            piece.paste(out, here.view_as(vc))
+            here, S, states = walk(qc, kc, vc, S, tables)
+            piece.paste(out, here)
             before.append(states)
         ctx.save_for_backward(q, k, v, slopes, mask, *before)
         ctx.chunk = chunk
@@ -48,16 +44,17 @@ class Chunked(torch.autograd.Function):
     def backward(ctx, do, dS):
         q, k, v, slopes, mask, *before = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        cut = list(pieces(q.shape[2], ctx.chunk, slopes, mask, q))
-        for (piece, tables), states in zip(reversed(cut), reversed(before), strict=True):
-            inside, from_state, to_end, whole = tables
-            qc, kc, vc, dc = (piece.cut(x) for x in (q, k, v, do))
-            dS, after = scan(dS, whole, (qc * from_state).mT @ dc, backwards=True)
-            from_v = (dc @ vc.mT).mul_(inside)  # (B, H, n, m, m)
-            piece.paste(dq, (from_v @ kc).addcmul_(dc @ states.mT, from_state))
-            piece.paste(dk, (from_v.mT @ qc).addcmul_(vc @ after.mT, to_end))
-            scores = (qc @ kc.mT).mul_(inside)
-            piece.paste(dv, (scores.mT @ dc).add_((kc * to_end) @ after))
+        cut = list(pieces(q.shape[2], ctx.chunk, together(ctx.chunk, q), slopes, mask, q))
+        with torch.autocast(q.device.type, enabled=False):
+            for (piece, tables), states in zip(reversed(cut), reversed(before), strict=True):
+                inside, from_state, to_end, whole = tables
+                qc, kc, vc, dc = (piece.cut(x) for x in (q, k, v, do))
+                dS, after = scan(dS, whole, (qc * from_state).mT @ dc, backwards=True)
+                from_v = (dc @ vc.mT).mul_(inside)  # (B, H, n, m, m)
+                piece.paste(dq, (from_v @ kc).addcmul_(dc @ states.mT, from_state))
+                piece.paste(dk, (from_v.mT @ qc).addcmul_(vc @ after.mT, to_end))
+                scores = (qc @ kc.mT).mul_(inside)
+                piece.paste(dv, (scores.mT @ dc).add_((kc * to_end) @ after))
         return dq, dk, dv, dS, None, None, None
 
 
@@ -76,11 +73,27 @@ class Piece:
         x[:, :, self.part] = chunks.flatten(2, 3)
 
 
-def pieces(T: int, chunk: int, slopes: Tensor, mask: Tensor | None, like: Tensor) -> Iterator[tuple[Piece, tuple]]:
+def walk(qc: Tensor, kc: Tensor, vc: Tensor, S: Tensor, tables: tuple) -> tuple[Tensor, Tensor, Tensor]:
+    """Some chunks, (B, H, n, m, ·): what they read, the state after them, and the one that each of them begins with."""
+    inside, from_state, to_end, whole = tables
+    S, states = scan(S, whole, (kc * to_end).mT @ vc)
+    scores = (qc @ kc.mT).mul_(inside)
+    here = ((qc * from_state) @ states).flatten(0, 2)
+    here.baddbmm_(scores.flatten(0, 2), vc.flatten(0, 2))  # (B · H · n, m, e)
+    return here.view_as(vc), S, states
+
+
+def together(chunk: int, like: Tensor) -> int:
+    """Chunks computed at one time."""
+    B, H, _, d = like.shape
+    return max(1, (64 if like.is_cuda else 1) * TOGETHER // max(B * H * chunk * max(chunk, d), 1))
+
+
+def pieces(
+    T: int, chunk: int, some: int, slopes: Tensor, mask: Tensor | None, like: Tensor
+) -> Iterator[tuple[Piece, tuple]]:
     """Whole chunks, some at a time, then the short one; with each its decay tables."""
     full = T // chunk
-    B, H, _, d = like.shape
-    some = max(1, (64 if like.is_cuda else 1) * TOGETHER // max(B * H * chunk * max(chunk, d), 1))
     cuts = [(i * chunk, min(some, full - i), chunk) for i in range(0, full, some)]
     if T % chunk:
         cuts.append((full * chunk, 1, T % chunk))
@@ -139,11 +152,12 @@ def lightning_attention(
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; a chunk holds at least one position.")
     out_dtype, narrow = q.dtype, min(chunk, max(q.shape[3], 64))
-    q, k, v, state = _prepare(q, k, v, state, mask)
-    slopes = slopes.to(q.device)
-    if q.shape[2] == 1 and mask is None:  # decode: one step needs no tables
-        state = torch.exp(-slopes.double()).to(q.dtype)[:, None, None] * state
-        state = torch.addcmul(state, k.mT, v) if torch.is_grad_enabled() else state.addcmul_(k.mT, v)
-        return (q @ state).to(out_dtype), state
-    out, state = Chunked.apply(q, k, v, state, slopes, mask, narrow)
-    return out.to(out_dtype), state
+    with torch.autocast(q.device.type, enabled=False):  # what is summed into a state is not narrowed on the way
+        q, k, v, state = _prepare(q, k, v, state, mask)
+        slopes = slopes.to(q.device)
+        if q.shape[2] == 1 and mask is None:  # decode: one step needs no tables
+            state = torch.exp(-slopes.double()).to(q.dtype)[:, None, None] * state
+            state = torch.addcmul(state, k.mT, v) if torch.is_grad_enabled() else state.addcmul_(k.mT, v)
+            return (q @ state).to(out_dtype), state
+        out, state = Chunked.apply(q, k, v, state, slopes, mask, narrow)
+        return out.to(out_dtype), state

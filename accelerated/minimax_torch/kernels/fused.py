@@ -15,8 +15,7 @@ from torch import Tensor
 
 from .decode import plus
 from .lightning import InterpretedFunction, tile, tl, triton
-
-INNER_EPS = 1e-6
+from .norm import INNER_EPS
 
 
 @triton.jit(do_not_specialize=["alpha", "beta", "eps", "inner_eps"])

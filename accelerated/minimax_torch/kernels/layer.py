@@ -22,7 +22,7 @@ from ..cache import LightningMemory, SoftmaxMemory
 from ..layers import LightningSelfAttention, Step
 from . import choose
 from .experts import by_expert, sort
-from .watch import hooks_of, watched
+from .watch import unchanged
 
 TYPES = (torch.bfloat16, torch.float32)  # float16 holds no sum that is yet to be normed
 WIDEST = 16_384  # channels of the stream
@@ -34,7 +34,7 @@ def takes(layers: Any, x: Tensor) -> bool:
         return False
     return (
         all(suits(layer, x.dtype) for layer in layers)
-        and watched(hooks_of(layers.modules())) is None
+        and unchanged(layers)
         and choose.has_triton("Layers run", x.device)
     )
 

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+INNER_EPS = 1e-6  # of the norm over all heads: the layers have no setting for it
+
 
 class Normed(torch.autograd.Function):
     """(x, weight, eps) → y, all of one type."""

@@ -27,10 +27,10 @@ from ..cache import LightningMemory, SoftmaxMemory
 from ..layers import LightningSelfAttention
 from ..quantize import Quantized
 from .choose import is_plain
+from .norm import INNER_EPS
 from .watch import hooks_of, watched
 
 SOURCE = Path(__file__).with_name("token.c")
-INNER_EPS = 1e-6
 
 
 class Matrix(ctypes.Structure):
