@@ -9,7 +9,7 @@ import pytest
 import torch
 from minimax_numpy.cli import main
 from minimax_numpy.config import LIGHTNING, SOFTMAX
-from minimax_torch import ops
+from minimax_torch import bench, ops
 from minimax_torch.bench import block, contest, contestants, models, tell
 from minimax_torch.bench.contest import Machine, Row, noting
 from minimax_torch.bench.contestants import Ours, Slotted, Transformers, built, with_weights
@@ -54,6 +54,23 @@ def test_ops_judge_the_state_and_whether_the_bits_are_the_same(tmp_path):
     assert {row["contest"] for row in ours} == {"forward", "forward + backward", "decode"}
     assert all(row["same"] for row in ours)
     assert all(row["state_error"] < 1e-5 for row in ours if row["contest"] != "forward + backward")
+
+
+def test_a_token_after_few_and_many(capsys, monkeypatch):
+    """A state is as large after either; keys and values are as many as the tokens."""
+    monkeypatch.setattr(bench, "PASTS", (16, 256))
+    assert run("bench", "decode", "--repeat", 1) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "after" in line and "tokens  " in line]
+    sizes = {line.split("tokens")[0]: line.split("(")[-1] for line in lines}
+    assert len(sizes) == 6
+    for told, size in sizes.items():
+        assert (size == "  16.00 ×)") is ("softmax" in told and "256" in told), told
+
+
+def test_the_reference_beside_transformers(capsys):
+    pytest.importorskip("transformers")
+    assert run("bench", "prefill", "--length", 16, "--repeat", 1) == 0
+    assert "its tokens per second" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

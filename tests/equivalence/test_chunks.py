@@ -238,19 +238,48 @@ def test_sorted_experts_are_each_tokens_own(shape, only, gradients, act):
         assert_same(ops.mix_experts(*inputs, act), written_out(*inputs, act))
 
 
+@pytest.mark.parametrize("act", ["silu", "gelu"])
+@pytest.mark.parametrize("form", ["a backward of its own", "autograd's"])
+@pytest.mark.parametrize("K", [1, 2, 3])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_every_expert_and_every_weight_gets_its_gradient(shape):
+def test_every_expert_and_every_weight_gets_its_gradient(shape, K, form, act, monkeypatch):
     """An expert that no token chose gets zeros, not none."""
-    x, weights, indices, gate_up, down = a_mixture(shape, only=(0, 2, 3))
+    if form == "autograd's":
+        monkeypatch.setattr(experts, "SLOPES", {})
+    x, weights, indices, gate_up, down = a_mixture(shape, only=(0, 2, 3), K=K)
     asked = [y.requires_grad_() for y in (x, weights, gate_up, down)]
     scale = torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=x.dtype)
     got, want = (
-        torch.autograd.grad((f(x, weights, indices, gate_up, down) * scale).sum(), asked)
+        torch.autograd.grad((f(x, weights, indices, gate_up, down, act) * scale).sum(), asked)
         for f in (ops.mix_experts, written_out)
     )
     for mine, theirs in zip(got, want, strict=True):
         assert_same(mine, theirs)
     assert not got[2][1].any() and got[2].shape == gate_up.shape
+
+
+@pytest.mark.parametrize("act", ["silu", "gelu"])
+def test_the_experts_backward_is_the_slope_of_their_forward(act):
+    """Against finite differences, which know no formula; whichever of the inputs ask."""
+    x, weights, indices, gate_up, down = a_mixture((2, 5), D=3, F=4)
+    flat, shares, chosen = x.flatten(0, 1), weights.flatten(0, 1), indices.flatten()
+    for asked in ((True,) * 4, (True, True, False, False), (False, False, True, False), (False, False, False, True)):
+        inputs = [y.requires_grad_(a) for y, a in zip((flat, shares, gate_up, down), asked, strict=True)]
+        assert gradcheck(lambda x, w, up, down: experts.Mixed.apply(x, w, chosen, up, down, act), inputs)
+
+
+def test_the_experts_keep_what_they_had_hidden_and_no_more():
+    x, weights, indices, gate_up, down = a_mixture((2, 33))
+    held: dict[int, int] = {}
+
+    def pack(tensor):
+        held[tensor.untyped_storage().data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        ops.mix_experts(x.requires_grad_(), weights.requires_grad_(), indices, gate_up, down)
+    hidden, inputs, places = 2 * 66 * 2 * 12, x.numel() + weights.numel() + gate_up.numel() + down.numel(), 2 * 2 * 66
+    assert sum(held.values()) == hidden + inputs + places
 
 
 @pytest.mark.parametrize("rows", [1, 3, 1024], ids=["one by one", "a few", "all"])

@@ -21,7 +21,6 @@ from statistics import median
 
 import numpy as np
 import torch
-from minimax_numpy import ops
 from minimax_numpy.cache import Cache
 from minimax_numpy.config import HYBRID, LIGHTNING, SOFTMAX, MiniMaxConfig
 from minimax_numpy.counts import binary
@@ -29,6 +28,7 @@ from minimax_numpy.extras import optional
 from minimax_numpy.layers import Step, Weights, lightning_self_attention, softmax_self_attention
 from minimax_numpy.making import make_checkpoint
 from minimax_numpy.model import MiniMaxForCausalLM
+from minimax_numpy.ops import decay_slopes, lightning_attention_chunked
 from minimax_numpy.shipped import TINY
 
 from ..layers import Step as TwinStep
@@ -48,6 +48,7 @@ MEDIUM = MiniMaxConfig.tiny(
     slope_rule="transformers",
     max_position_embeddings=1 << 20,
 )
+PASTS = (1024, 65_536, 1_048_576)  # tokens that decode comes after
 RSS = """
 def rss():
     with open("/proc/self/status") as f:
@@ -201,14 +202,13 @@ def decode(options) -> int:
 
     The pasts are random: a state is advanced by the op itself, keys and values are put into their slots.
     """
-    pasts = (1024, 65_536, 1_048_576)
     config = dataclasses.replace(MEDIUM, layer_types=(LIGHTNING, SOFTMAX), num_key_value_heads=1)
     reference = MiniMaxForCausalLM(config, dtype=np.float32)
     w = Weights(reference.weights) / "model.layers"
     layer = optional("minimax_torch", "torch").MiniMaxForCausalLM.from_reference(reference).model.layers[0].self_attn
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, 1, config.hidden_size), np.float32)
-    caches = {P: past_of(config, P, rng) for P in pasts}
+    caches = {P: past_of(config, P, rng) for P in PASTS}
     runs: dict[tuple, Callable] = {}
     for P, cache in caches.items():
         here = np.array([[P]])
@@ -229,8 +229,8 @@ def decode(options) -> int:
         f"{20 * options.repeat} tokens, taken in turn"
     )
     for package, kind, P in sorted(runs, key=lambda run: (run[1], run[0], run[2])):
-        held, first = (caches[p].layers[kind == "softmax"].nbytes for p in (P, pasts[0]))
-        time, least = times[package, kind, P], times[package, kind, pasts[0]]
+        held, first = (caches[p].layers[kind == "softmax"].nbytes for p in (P, PASTS[0]))
+        time, least = times[package, kind, P], times[package, kind, PASTS[0]]
         print(
             f"{package}  {kind:<9}  after {P:9,} tokens  {time * 1e6:8.0f} µs ({time / least:7.2f} ×)  "
             f"{binary(held):>9} ({held / first:7.2f} ×)"
@@ -242,11 +242,11 @@ def past_of(config: MiniMaxConfig, length: int, rng: np.random.Generator) -> Cac
     """A cache of two layers after that many random tokens."""
     H, G, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     cache, piece = Cache(config, 1), 16_384
-    slopes = ops.decay_slopes(H, 0, 2, config.slope_rule)
+    slopes = decay_slopes(H, 0, 2, config.slope_rule)
     for start in range(0, length, piece):
         T = min(piece, length - start)
         q, k, v = (rng.standard_normal((1, H, T, d), np.float32) for _ in range(3))
-        cache.layers[0].state = ops.lightning_attention_chunked(q, k, v, slopes, cache.layers[0].state)[1]
+        cache.layers[0].state = lightning_attention_chunked(q, k, v, slopes, cache.layers[0].state)[1]
         cache.layers[1].append(k[:, :G], v[:, :G], np.arange(start, start + T)[None], None)
     return cache
 

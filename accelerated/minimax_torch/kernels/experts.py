@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..ops.pointwise import activate
 from ..ops.projections import linear
@@ -21,6 +22,8 @@ grouped = getattr(F, "grouped_mm", None) or torch._grouped_mm
 ROWS = 1024  # that an expert is given at one time on a CPU: their hidden numbers take the place of the last ones
 WRITTEN_OVER = {"silu": torch.ops.aten.silu_, "gelu": torch.ops.aten.gelu_}
 """Activations that put what they give where they read."""
+SLOPES = {"silu": torch.ops.aten.silu_backward, "gelu": torch.ops.aten.gelu_backward}
+"""Of the gradient and the input, the gradient before the activation."""
 
 
 def mix_experts(
@@ -33,7 +36,7 @@ def mix_experts(
     if groups(x, gate_up, down):
         mix = at_once
     elif torch.is_grad_enabled():
-        mix = differentiable
+        mix = Mixed.apply if in_memory(x.to(wide), gate_up, down) and hidden_act in SLOPES else differentiable
     elif len(flat) == 1:
         mix = one_token
     else:
@@ -92,6 +95,64 @@ def differentiable(flat: Tensor, weights: Tensor, chosen: Tensor, gate_up: Any, 
     back[order] = torch.arange(len(order), device=order.device)
     heard = torch.cat(said).index_select(0, back).unflatten(0, (-1, K))  # (tokens, K, D)
     return (weights[:, None] @ heard.to(weights.dtype)).squeeze(1)
+
+
+class Mixed(torch.autograd.Function):
+    """The same with a backward of its own on a CPU: what the experts' hidden channels held is kept, and nothing else.
+
+    With h = act(g) ⊙ u what an expert makes of a token, and w its share, each choice has
+
+        dw = h · (dy W_down)        dh = w dy W_down        dW_down += w dyᵀ h
+
+    so that what it said need not be known; each stack gets one gradient, written once.
+    """
+
+    @staticmethod
+    def forward(ctx, flat, weights, chosen, gate_up, down, hidden_act):
+        K, width, order = weights.shape[1], down.shape[2], chosen.argsort(stable=True)
+        loads = chosen.bincount(minlength=len(down)).tolist()
+        hidden, said = flat.new_empty(len(order), 2 * width), flat.new_empty(len(order), flat.shape[1])
+        made = flat.new_empty(max(loads), width)
+        for e, (t, h, y) in enumerate(zip(*(x.split(loads) for x in (order // K, hidden, said)), strict=True)):
+            torch.mm(flat.index_select(0, t), gate_up[e].mT, out=h)
+            inner = torch.mul(activate(h[:, :width], hidden_act), h[:, width:], out=made[: len(t)])
+            torch.mm(inner, down[e].mT, out=y)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        ctx.save_for_backward(flat, weights, gate_up, down, order, back, hidden)
+        ctx.loads, ctx.hidden_act = loads, hidden_act
+        return F.embedding_bag(back.view(-1, K), said, per_sample_weights=weights, mode="sum")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        flat, weights, gate_up, down, order, back, hidden = ctx.saved_tensors
+        loads, K, width, most = ctx.loads, weights.shape[1], down.shape[2], max(ctx.loads)
+        dgate_up, ddown = (
+            torch.empty_like(w) if n else None for w, n in zip((gate_up, down), ctx.needs_input_grad[3:5])
+        )
+        given, shares = flat.new_empty(len(order), flat.shape[1]), flat.new_empty(len(order))
+        room, wide = flat.new_empty(3, most, width), flat.new_empty(most, 2 * width)
+        weight = weights.reshape(-1)[order][:, None]
+        for e, (t, w, h, dx, dw) in enumerate(
+            zip(*(x.split(loads) for x in (order // K, weight, hidden, given, shares)), strict=True)
+        ):
+            gate, up, d = h[:, :width], h[:, width:], dy.index_select(0, t)
+            acted = activate(gate, ctx.hidden_act)
+            inner, dh, product = (x[: len(t)] for x in room)
+            torch.mul(acted, up, out=inner)
+            torch.mm(d, down[e], out=dh)
+            torch.sum(torch.mul(inner, dh, out=product), dim=1, out=dw)
+            if ddown is not None:
+                torch.mm(d.mT, inner.mul_(w), out=ddown[e])
+            dboth = wide[: len(t)]
+            torch.mul(dh.mul_(w), acted, out=dboth[:, width:])
+            dboth[:, :width] = SLOPES[ctx.hidden_act](dh.mul_(up), gate)
+            torch.mm(dboth, gate_up[e], out=dx)
+            if dgate_up is not None:
+                torch.mm(dboth.mT, flat.index_select(0, t), out=dgate_up[e])
+        dflat = F.embedding_bag(back.view(-1, K), given, mode="sum")
+        return dflat, shares[back].view_as(weights), None, dgate_up, ddown, None
 
 
 def one_token(flat: Tensor, weights: Tensor, chosen: Tensor, gate_up: Any, down: Any, hidden_act: str) -> Tensor:

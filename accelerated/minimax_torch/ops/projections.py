@@ -36,5 +36,5 @@ def split_qkv(
 ) -> tuple[Queries, Queries, Queries]:
     """Twin of [split_qkv][minimax_numpy.ops.projections.split_qkv]."""
     heads = split_heads(activate(qkv, hidden_act), num_heads)  # (B, H, T, 3d)
-    d = heads.shape[-1] // 3
-    return heads[..., :d], heads[..., d : 2 * d], heads[..., 2 * d :]
+    q, k, v = heads.chunk(3, dim=-1)
+    return q, k, v
