@@ -7,6 +7,7 @@ the same. `plain` makes every op compute as it is written, which is the oracle o
         model(ids)
 """
 
+import importlib
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from torch import Tensor
 
 WIDEST = 256  # channels of a head, in the Triton kernels
 ON_GPU = (torch.bfloat16, torch.float16, torch.float32)  # float64 is for proofs, and is left to PyTorch
+FOUND = {"mix_experts": ".experts", "rms_norm": ".norm", "add_residual": ".pointwise", "output_gate": ".pointwise"}
 _plain = ContextVar("plain", default=False)
 
 
@@ -74,40 +76,9 @@ def softmax_step(q: Tensor, k: Tensor) -> tuple[Callable, Callable] | None:
     return _softmax_step(q.shape[3], q.shape[1] // k.shape[1], q.device)
 
 
-def experts() -> Callable | None:
-    """What mixes experts, called with the op's parameters; None: the op's own body."""
-    if _plain.get():
-        return None
-    from .experts import mix_experts
-
-    return mix_experts
-
-
-def norm() -> Callable | None:
-    """What computes RMSNorm, called with the op's parameters; None: the op's own body."""
-    if _plain.get():
-        return None
-    from .norm import rms_norm
-
-    return rms_norm
-
-
-def residual() -> Callable | None:
-    """What adds an update to the residual stream, called with the op's parameters; None: the op's own body."""
-    if _plain.get():
-        return None
-    from .pointwise import add_residual
-
-    return add_residual
-
-
-def gate() -> Callable | None:
-    """What gates attention's output, called with the op's parameters; None: the op's own body."""
-    if _plain.get():
-        return None
-    from .pointwise import output_gate
-
-    return output_gate
+def anywhere(name: str) -> Callable | None:
+    """What computes the op of that name on any device, called with its parameters; None: the op's own body."""
+    return None if _plain.get() else getattr(importlib.import_module(FOUND[name], __package__), name)
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:

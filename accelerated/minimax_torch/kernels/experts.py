@@ -22,7 +22,7 @@ grouped = getattr(F, "grouped_mm", None) or torch._grouped_mm
 ROWS = 1024  # that an expert is given at one time on a CPU: their hidden numbers take the place of the last ones
 WRITTEN_OVER = {"silu": torch.ops.aten.silu_, "gelu": torch.ops.aten.gelu_}
 """Activations that put what they give where they read."""
-SLOPES = {"silu": torch.ops.aten.silu_backward, "gelu": torch.ops.aten.gelu_backward}
+SLOPES = {"silu": torch.ops.aten.silu_backward.grad_input, "gelu": torch.ops.aten.gelu_backward.grad_input}
 """Of the gradient and the input, the gradient before the activation."""
 
 
@@ -147,7 +147,7 @@ class Mixed(torch.autograd.Function):
                 torch.mm(d.mT, inner.mul_(w), out=ddown[e])
             dboth = wide[: len(t)]
             torch.mul(dh.mul_(w), acted, out=dboth[:, width:])
-            dboth[:, :width] = SLOPES[ctx.hidden_act](dh.mul_(up), gate)
+            SLOPES[ctx.hidden_act](dh.mul_(up), gate, grad_input=dboth[:, :width])
             torch.mm(dboth, gate_up[e], out=dx)
             if dgate_up is not None:
                 torch.mm(dboth.mT, flat.index_select(0, t), out=dgate_up[e])

@@ -41,7 +41,7 @@ def mix_experts(
     hidden_act: str = "silu",
 ) -> Float[Tensor, "*tokens D"]:
     """Twin of [mix_experts][minimax_numpy.ops.experts.mix_experts]."""
-    faster = choose.experts()
+    faster = choose.anywhere("mix_experts")
     if faster is not None:
         return faster(x, weights, indices, gate_up, down, hidden_act)
     flat, K = x.reshape(-1, x.shape[-1]), weights.shape[-1]

@@ -40,7 +40,7 @@ def output_gate(
     y: Float[Tensor, "B T Hd"], x: Hidden, project: Callable[[Hidden], Float[Tensor, "B T Hd"]]
 ) -> Float[Tensor, "B T Hd"]:
     """Twin of [output_gate][minimax_numpy.ops.pointwise.output_gate]."""
-    faster = choose.gate()
+    faster = choose.anywhere("output_gate")
     if faster is not None:
         return faster(y, x, project)
     return sigmoid(project(x)) * y
@@ -48,7 +48,7 @@ def output_gate(
 
 def add_residual(x: Hidden, normed: Hidden, update: Hidden, alpha: float, beta: float, postnorm: bool = True) -> Hidden:
     """Twin of [add_residual][minimax_numpy.ops.pointwise.add_residual]."""
-    faster = choose.residual()
+    faster = choose.anywhere("add_residual")
     if faster is not None:
         return faster(x, normed, update, alpha, beta, postnorm)
     carried = normed if postnorm else x
