@@ -370,6 +370,7 @@ def furthest(function) -> float:
         torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_noticed(mistake, tmp_path):
     assert furthest(edited(tmp_path, *MISTAKES[mistake]).attend) > 1e-6

@@ -318,6 +318,7 @@ def unwritten_is_nan():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unwritten_is_nan")
 @pytest.mark.parametrize("mistake", [None, *MISTAKES])
 def test_a_mistake_is_noticed(mistake, tmp_path):

@@ -238,6 +238,7 @@ def edited(folder: Path, was: str, becomes: str):
     return module.lightning_attention
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_the_kernel_is_noticed(mistake, device, tmp_path):

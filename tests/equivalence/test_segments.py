@@ -493,6 +493,7 @@ def test_a_mistake_in_what_is_fused_is_noticed(mistake, tmp_path):
     assert differ(from_views(wrong.lightning_packed, 70), from_views(segments.lightning_packed, 70))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", STEP_MISTAKES)
 def test_a_mistake_in_a_step_is_noticed(mistake, tmp_path, monkeypatch):
     want = from_views(segments.lightning_packed, 1)
