@@ -118,7 +118,7 @@ class Pretrained(nn.Module):
         """Decode on a CPU by [token.c][minimax_torch.kernels.token], one call a layer, wherever it can.
 
         It is asked for, never taken by itself: a compiler is run, which takes seconds, and a file is left in the user's
-        cache folder. ``torch.compile`` takes a model as well; it breaks where experts are counted, compiles again for
+        cache folder. ``torch.compile`` takes a model as well; it breaks at what is asked of the host, compiles again for
         other lengths, and rounds the slopes to float32.
 
         Raises RuntimeError, one sentence long, where there is no C compiler.
@@ -225,11 +225,11 @@ class MiniMaxModel(Pretrained):
             memory.belong_to(self.fingerprint)
         step, lengths = plan_step(self.config, x.shape[:2], mask, position_ids, memory.lengths, cu_seqlens)
 
-        hidden_states, router_logits = [x], []
+        hidden_states, router_logits = [x] if output_hidden_states else [], []
         decoder = self.decoder if self.decoder is not None and self.decoder.takes(x, step) else None
         norms: list[Any] = [*(layer.input_layernorm for layer in self.layers), self.norm]
         normed = norms[0](x) if fused.takes(self.layers, x) else None
-        room = blocks.Room(x) if decoder is None and blocks.takes(self.layers, x, step) else None
+        room = blocks.Room(x) if blocks.takes(self.layers, x, step) else None
         with memory.advancing(lengths, x.dtype):
             for i, (layer, layer_memory) in enumerate(zip(self.layers, memory.layers, strict=True)):
                 if normed is not None:

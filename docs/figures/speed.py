@@ -31,12 +31,14 @@ WHERE = {
 def take(kind, file):
     """Keep one contest of what the bench wrote: of each contestant length, seconds and MiB."""
     rows = json.loads(Path(file).read_text(encoding="utf-8"))["rows"]
-    rows = [row for row in rows if row["contest"] == CONTESTS[kind] and row["seconds"]]
+    rows = [row for row in rows if row["contest"] == CONTESTS[kind] and row["seconds"] and row["memory"]]
+    if not rows:
+        raise SystemExit(f"{file} has no row of {CONTESTS[kind]!r} with time and memory.")
     curves = {"floor": {row["length"]: (row["floor"], None) for row in rows}}
     for row in rows:
         name = NAMES.get(row["contestant"], row["contestant"])
         if name in STYLES:
-            curves.setdefault(name, {})[row["length"]] = (row["seconds"], row["memory"] >> 20)
+            curves.setdefault(name, {})[row["length"]] = (row["seconds"], max(1, row["memory"] >> 20))
     kept = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
     kept[kind] = {
         name: [[T, float(f"{time:.3g}"), held] for T, (time, held) in sorted(points.items())]

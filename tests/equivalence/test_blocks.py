@@ -6,9 +6,11 @@ from types import ModuleType
 import pytest
 import torch
 from close import ROUNDING, TORCH, assert_same, assert_same_cache, error, every_configuration, lively, prompts, small
+from minimax_numpy.config import LIGHTNING
 from minimax_torch import MiniMaxForCausalLM, ops
 from minimax_torch.kernels import blocks
 from minimax_torch.kernels.choose import plain
+from minimax_torch.layers import RMSNorm
 
 
 @pytest.fixture
@@ -119,7 +121,7 @@ def ask(model, **asked):
     model(torch.tensor(prompts(model.config, 1, 20)), **asked)
 
 
-@pytest.mark.parametrize("why", ["hooks", "a swapped op", "gradients", "training", "autocast", "bfloat16", "packing"])
+@pytest.mark.parametrize("why", ["hooks", "a swapped op", "gradients", "chance", "autocast", "bfloat16", "packing"])
 def test_it_steps_aside(why, calls):
     model, found = TORCH.model(lively(small())), []
     module = model.model.layers[1].mlp.gate
@@ -134,8 +136,11 @@ def test_it_steps_aside(why, calls):
             assert len(found) == 4
         elif why == "gradients":
             ask(model)
-        elif why == "training":
-            ask(model.train())
+        elif why == "chance":
+            for layer in model.model.layers:
+                layer.mlp.jitter = 0.1
+            model.model.layers[3].train()
+            ask(model)
         elif why == "autocast":
             with torch.autocast("cpu", torch.bfloat16):
                 ask(model.float())
@@ -161,25 +166,116 @@ def test_weights_that_are_elsewhere_run_one_by_one(calls, tmp_path):
         assert not calls
 
 
-@pytest.mark.parametrize("where", ["qkv_proj", "out_proj"])
-def test_a_module_that_was_changed_runs(where, calls):
-    """A bias that the model has not; a class that computes something else with the same weight."""
+class Doubled(torch.nn.Linear):
+    """Another class, which computes something else with the same weight."""
 
-    class Doubled(torch.nn.Linear):
-        def forward(self, x):
-            return 2 * super().forward(x)
+    def forward(self, x):
+        return 2 * super().forward(x)
 
-    for make in (
-        lambda n, m: torch.nn.Linear(n, m, dtype=torch.float64),
-        lambda n, m: Doubled(n, m, bias=False).double(),
-    ):
-        model = TORCH.model(lively(small()))
-        attention = model.model.layers[0].self_attn
-        old = getattr(attention, where)
-        setattr(attention, where, make(old.in_features, old.out_features))
-        got, want = both(model, torch.tensor(prompts(model.config, 1, 20)))
+
+class Wrapped(torch.nn.Module):
+    """A part within another, under whose name its parts are not."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, *given):
+        return self.part(*given)
+
+
+class Unlike(torch.Tensor):
+    """A tensor that is not quite one."""
+
+
+def linear(bias=True, kind=torch.nn.Linear):
+    return lambda old: kind(old.in_features, old.out_features, bias, dtype=torch.float64)
+
+
+CHANGED = {  # what was changed: which part of a lightning layer, and what stands there then
+    "a bias": ("self_attn.qkv_proj", linear()),
+    "another class": ("self_attn.out_proj", linear(False, Doubled)),
+    "a wrapped attention": ("self_attn", Wrapped),
+    "wrapped experts": ("mlp", Wrapped),
+    "a wrapped norm": ("input_layernorm", Wrapped),
+    "a norm of another kind": ("self_attn.norm", lambda old: RMSNorm(len(old.weight), 0.1).double()),
+    "a state that is changed": ("self_attn.state", lambda old: torch.nn.Linear(16, 16, False, dtype=torch.float64)),
+    "a sparse weight": ("self_attn.out_proj.weight", lambda w: torch.nn.Parameter(w.detach().to_sparse_csr())),
+    "a weight of another class": (
+        "self_attn.out_proj.weight",
+        lambda w: torch.nn.Parameter(w.detach().as_subclass(Unlike)),
+    ),
+}
+
+
+@pytest.mark.parametrize("part, change", CHANGED.values(), ids=CHANGED.keys())
+def test_what_was_changed_runs(part, change, calls):
+    model = TORCH.model(lively(small()))
+    where, _, name = f"model.layers.1.{part}".rpartition(".")
+    module = model.get_submodule(where)
+    setattr(module, name, change(getattr(module, name)))
+    got, want = both(model, torch.tensor(prompts(model.config, 1, 20)))
+    assert not calls
+    assert_same(got.logits, want.logits)
+
+
+@pytest.mark.parametrize("of", ["a module", "its class"])
+def test_a_forward_that_was_changed_runs(of, calls, monkeypatch):
+    model = TORCH.model(lively(small()))
+    attention = model.model.layers[1].self_attn
+    run = attention.forward
+    if of == "a module":
+        attention.forward = lambda x, *rest: run(2 * x, *rest)
+    else:
+        plainly = type(attention).forward
+        monkeypatch.setattr(type(attention), "forward", lambda self, x, *rest: plainly(self, 2 * x, *rest))
+    got, want = both(model, torch.tensor(prompts(model.config, 1, 20)))
+    assert not calls
+    assert_same(got.logits, want.logits)
+
+
+def test_settings_are_the_modules_own(calls):
+    """An epsilon or an activation that was set after the model was built."""
+    model = TORCH.model(lively(small()))
+    layer = model.model.layers[1]
+    layer.input_layernorm.eps, layer.post_attention_layernorm.eps = 0.5, 0.3
+    layer.mlp.experts.hidden_act = "gelu"
+    got, want = both(model, torch.tensor(prompts(model.config, 1, 20)))
+    assert len(calls) == 4
+    assert_same(got.logits, want.logits)
+
+
+# --- As it is, without smaller blocks ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("T, blocks_run", [(63, False), (64, True)])
+def test_few_tokens_run_one_by_one(T, blocks_run, monkeypatch):
+    found, run = [], blocks.decoder_layer
+    monkeypatch.setattr(blocks, "decoder_layer", lambda *given: found.append(given) or run(*given))
+    model = TORCH.model(lively(small()))
+    with torch.no_grad():
+        model(torch.tensor(prompts(model.config, 2, T)))
+    assert bool(found) is blocks_run
+
+
+def test_blocks_as_they_are():
+    """Three rows of 700, padded on either side: several chunks of each in a block, and the last one short."""
+    model = TORCH.model(lively(small()))
+    ids, mask = torch.tensor(prompts(model.config, 3, 700)), torch.ones(3, 700, dtype=torch.int64)
+    mask[1, :90], mask[2, 611:] = 0, 0
+    got, want = both(model, ids, mask)
+    assert_same(got.logits[mask.bool()], want.logits[mask.bool()])
+    assert_same_cache(got.cache, want.cache)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_runs_its_modules(calls):
+    model = TORCH.model(lively(small(LIGHTNING)))
+    ids = torch.tensor(prompts(model.config, 1, 20))
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="eager")(ids).logits
         assert not calls
-        assert_same(got.logits, want.logits)
+        assert_same(compiled, model(ids).logits, ROUNDING)  # its slopes are float32
 
 
 # --- Mistakes are seen ---------------------------------------------------------------------------------------------

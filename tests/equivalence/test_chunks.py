@@ -136,6 +136,22 @@ def test_autocast_narrows_the_products_around_it_alone(T):
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(got, want, strict=True))
 
 
+@pytest.mark.parametrize("op", ["lightning attention", "experts", "a norm"])
+def test_a_second_derivative_is_refused(op):
+    """None of these backwards has one of its own; a plain sum's gradient needs none, and it is noticed all the same."""
+    x, slopes, _ = drawn(1, 2, 9, 8, 8)
+    mixture = a_mixture((2, 5))
+    forms = {
+        "lightning attention": (x[0], lambda q: ops.lightning_attention_chunked(q, *x[1:3], slopes)[0]),
+        "experts": (mixture[0].requires_grad_(), lambda y: ops.mix_experts(y, *mixture[1:])),
+        "a norm": (x[0], lambda y: ops.rms_norm(y, torch.ones(8, dtype=y.dtype))),
+    }
+    asked, form = forms[op]
+    (slope,) = torch.autograd.grad(form(asked).sum(), asked, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        slope.pow(2).sum().backward()
+
+
 # --- Honest rounding -----------------------------------------------------------------------------------------------
 
 
@@ -320,6 +336,21 @@ def test_sorted_experts_round_honestly(shape, dtype):
             usual, want, large = (ops.mix_experts(*y) for y in (inputs, exact, [y.abs() for y in exact]))
     off, allowed = (rms(array(y).astype(np.float64) - array(want)) for y in (got, usual))
     assert got.dtype == usual.dtype and off <= 2 * allowed + 4 * UNIT_ROUNDOFF[dtype] * rms(large)
+
+
+@pytest.mark.parametrize("gradients", [False, True], ids=["plain", "with gradients"])
+def test_autocast_narrows_the_experts_products(gradients):
+    """As it narrows them where they are written out, whatever type the tokens come in."""
+    inputs = a_mixture((2, 33), D=64, F=96, dtype=torch.float32)
+    for narrow in (False, True):
+        given = [inputs[0].bfloat16() if narrow else inputs[0], *inputs[1:]]
+        with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16):
+            got = ops.mix_experts(*(y.requires_grad_(gradients) if y.is_floating_point() else y for y in given))
+            with plain():
+                want = ops.mix_experts(*given)
+        exact = ops.mix_experts(*(y.detach().double() if y.is_floating_point() else y for y in inputs))
+        off, usual = (rms(array(y).astype(np.float64) - array(exact)) for y in (got, want))
+        assert usual / 2 <= off <= 2 * usual
 
 
 def test_an_activation_that_there_is_not():

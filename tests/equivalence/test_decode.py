@@ -163,6 +163,23 @@ def test_a_swapped_op_runs():
     assert len(calls) == fast.config.num_hidden_layers and fast.model.decoder.steps == 0
 
 
+def test_a_part_that_was_changed_runs():
+    """Another module in a layer, or another forward in a module."""
+    _, fast = pair(small())
+    attention = fast.model.layers[2].self_attn
+    with torch.no_grad():
+        fast(torch.tensor([[7]]))
+        before, attention.o_proj = attention.o_proj, torch.nn.Linear(64, 32, bias=False)
+        fast(torch.tensor([[7]]))
+        attention.o_proj = before
+        fast.model.layers[1].mlp.forward = lambda x: (x, None)
+        fast(torch.tensor([[7]]))
+        assert fast.model.decoder.steps == 1
+        del fast.model.layers[1].mlp.forward
+        fast(torch.tensor([[7]]))
+    assert fast.model.decoder.steps == 2
+
+
 def test_gradients_padding_and_training_take_the_plain_path():
     _, fast = pair(small())
     fast(torch.tensor([[7]])).logits.sum().backward()

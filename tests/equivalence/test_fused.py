@@ -231,7 +231,7 @@ def test_decoding(as_on_a_gpu):
 
 
 def test_it_steps_aside(as_on_a_gpu, tmp_path):
-    """For gradients, hooks, other ops, training, the plain form, weights quantised or laid out otherwise."""
+    """For gradients, hooks, other ops, jitter in training, the plain form, weights quantised or laid out otherwise."""
     config = small(LIGHTNING, SOFTMAX)
     reference = lively(config)
     model, ids = TORCH.model(reference).eval(), torch.tensor(prompts(config, 1, 5))
@@ -256,6 +256,7 @@ def test_it_steps_aside(as_on_a_gpu, tmp_path):
         kept, experts.down_proj = experts.down_proj, turned
         assert not fuses()
         experts.down_proj = kept
+        model.model.layers[1].mlp.jitter = 0.1
         assert not fuses(model.train())
         assert fuses(model.eval())
         reference.save_pretrained(tmp_path)

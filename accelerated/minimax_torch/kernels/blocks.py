@@ -16,7 +16,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import ops
 from ..cache import LightningMemory, SoftmaxMemory
@@ -39,7 +39,7 @@ class Room:
     """Memory under names, asked for again and again."""
 
     def __init__(self, like: Tensor):
-        self.like, self.held = like, dict[str, Tensor]()
+        self.like, self.held = like.new_empty(0), dict[str, Tensor]()
 
     def __call__(self, name: str, *shape: int) -> Tensor:
         """Some of that shape, whatever is in it."""
@@ -59,18 +59,21 @@ def takes(layers: Any, x: Hidden, step: Step) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not choose.is_plain()
-        and not layers.training
-        and all(suits(layer, x.dtype) for layer in layers)
         and unchanged(layers)
+        and all(suits(layer, x.dtype) for layer in layers)
     )
 
 
 def suits(layer: Any, dtype: torch.dtype) -> bool:
     """Whether all weights are there, of the stream's type, and the layer has no expert shared by all."""
     weights = [module._parameters.get(name) for _, module, name in places_of(layer)]
-    return not layer.config.shared_intermediate_size and all(
-        isinstance(w, Tensor) and w.dtype == dtype and w.device.type == "cpu" for w in weights
-    )
+    return not layer.config.shared_intermediate_size and all(plain(w, dtype) for w in weights)
+
+
+def plain(w: Any, dtype: torch.dtype) -> bool:
+    """Whether it is a tensor that any product takes: on the CPU, of this type, no subclass, nothing sparse."""
+    usual = type(w) in (Tensor, nn.Parameter) and w.layout == torch.strided
+    return usual and w.dtype == dtype and w.device.type == "cpu"
 
 
 def decoder_layer(
@@ -96,7 +99,9 @@ def lightning(layer: Any, x: Hidden, into: Hidden, step: Step, state: Tensor | N
     for piece, tables in pieces(T, chunk, max(1, TOKENS // (B * chunk)), slopes, step.mask, x):
         n, m, part = piece.n, piece.m, piece.part
         rows = B * n * m
-        n1 = norm(x[:, part], layer.input_layernorm.weight, c.rms_norm_eps, room("normed", B, n * m, D)).view(rows, D)
+        n1 = norm(
+            x[:, part], layer.input_layernorm.weight, layer.input_layernorm.eps, room("normed", B, n * m, D)
+        ).view(rows, D)
         qkv = torch.mm(n1, module.qkv_proj.weight.mT, out=room("qkv", rows, 3 * H * d))
         heads = qkv.view(B, n, m, H, 3, d).permute(4, 0, 3, 1, 2, 5)  # (3, B, H, n, m, d)
         q, k, v = heads = WRITTEN_TO[c.hidden_act](heads, out=room("heads", *heads.shape))
@@ -115,11 +120,11 @@ def lightning(layer: Any, x: Hidden, into: Hidden, step: Step, state: Tensor | N
 
 def experts(layer: Any, x: Hidden, room: Room) -> RouterLogits:
     """Add what the experts say, one block of tokens after another, over the stream; the router's logits."""
-    c, module, found = layer.config, layer.mlp.experts, []
+    c, between, module, found = layer.config, layer.post_attention_layernorm, layer.mlp.experts, []
     for here in x.split(max(1, ROUTED // len(x)), dim=1):
-        n2 = norm(here, layer.post_attention_layernorm.weight, c.rms_norm_eps, room("normed", *here.shape))
+        n2 = norm(here, between.weight, between.eps, room("normed", *here.shape))
         logits, weights, indices = layer.mlp.gate(n2)
-        said = mix_experts(n2, weights, indices, module.gate_up_proj, module.down_proj, c.hidden_act)
+        said = mix_experts(n2, weights, indices, module.gate_up_proj, module.down_proj, module.hidden_act)
         add(n2 if c.postnorm else here, said, c.mlp_alpha_factor, c.mlp_beta_factor, here)
         found.append(logits)
     return torch.cat(found, dim=1)

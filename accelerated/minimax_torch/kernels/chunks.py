@@ -15,10 +15,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..ops.lightning import _prepare
 from ..shapes import Keys, Mask, Outputs, Queries, Slopes, State, Values
+from .once import once
 
 TOGETHER = 2**18  # scores, or numbers of q, that exist at one time on a CPU: a megabyte stays in its caches
 
@@ -40,7 +40,7 @@ class Chunked(torch.autograd.Function):
         return out, S if S is not state else state.clone()
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, do, dS):
         q, k, v, slopes, mask, *before = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)

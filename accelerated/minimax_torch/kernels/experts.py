@@ -13,10 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..ops.pointwise import activate
 from ..ops.projections import linear
+from .choose import wants_gradient
+from .once import once
 
 grouped = getattr(F, "grouped_mm", None) or torch._grouped_mm
 ROWS = 1024  # that an expert is given at one time on a CPU: their hidden numbers take the place of the last ones
@@ -33,14 +34,15 @@ def mix_experts(
     flat, K = x.reshape(-1, x.shape[-1]), weights.shape[-1]
     wide = torch.promote_types(x.dtype, torch.float32)
     weights, chosen = weights.reshape(-1, K).to(wide), indices.reshape(-1)
+    held = hidden_act in SLOPES and x.dtype == wide and in_memory(x, gate_up, down)
     if groups(x, gate_up, down):
         mix = at_once
-    elif torch.is_grad_enabled():
-        mix = Mixed.apply if in_memory(x.to(wide), gate_up, down) and hidden_act in SLOPES else differentiable
+    elif wants_gradient(x, weights, *(w for w in (gate_up, down) if isinstance(w, Tensor))):
+        mix = Mixed.apply if held else differentiable
     elif len(flat) == 1:
         mix = one_token
     else:
-        mix = in_blocks if in_memory(x.to(wide), gate_up, down) and hidden_act in WRITTEN_OVER else in_place
+        mix = in_blocks if held else in_place
     return mix(flat, weights, chosen, gate_up, down, hidden_act).to(x.dtype).reshape(x.shape)
 
 
@@ -52,8 +54,10 @@ def groups(x: Tensor, *stacks: Any) -> bool:
 
 
 def in_memory(x: Tensor, *stacks: Any) -> bool:
-    """Whether a CPU holds all of it, in one type."""
-    return not x.is_cuda and all(isinstance(w, Tensor) and w.dtype == x.dtype and w.device == x.device for w in stacks)
+    """Whether a CPU holds all of it, in the type that is asked for."""
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return False
+    return all(isinstance(w, Tensor) and w.dtype == x.dtype and w.device == x.device for w in stacks)
 
 
 def sort(chosen: Tensor, E: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,6 +69,12 @@ def sort(chosen: Tensor, E: int) -> tuple[Tensor, Tensor, Tensor]:
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     ends = torch.searchsorted(by, torch.arange(E, device=by.device), right=True)
     return order, back, ends.to(torch.int32)
+
+
+def stretches(chosen: Tensor, E: int) -> tuple[Tensor, Tensor, list[int]]:
+    """The same for who may ask: order, back, and how many choices each expert has."""
+    order, back, ends = sort(chosen, E)
+    return order, back, ends.diff(prepend=ends.new_zeros(1)).tolist()
 
 
 def by_expert(x: Tensor, stack: Tensor, ends: Tensor) -> Tensor:
@@ -88,11 +98,9 @@ def differentiable(flat: Tensor, weights: Tensor, chosen: Tensor, gate_up: Any, 
     """Nothing is written over, and each stack gets one gradient, not one of its size for every expert."""
     if isinstance(gate_up, Tensor) and isinstance(down, Tensor):
         gate_up, down = gate_up.unbind(), down.unbind()
-    K, order = weights.shape[1], chosen.argsort(stable=True)
-    given = flat.index_select(0, order // K).split(chosen.bincount(minlength=len(gate_up)).tolist())
+    K, (order, back, loads) = weights.shape[1], stretches(chosen, len(gate_up))
+    given = flat.index_select(0, order // K).split(loads)
     said = [swiglu(t, gate_up[e], down[e], hidden_act) for e, t in enumerate(given) if len(t)] or [flat]
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
     heard = torch.cat(said).index_select(0, back).unflatten(0, (-1, K))  # (tokens, K, D)
     return (weights[:, None] @ heard.to(weights.dtype)).squeeze(1)
 
@@ -109,22 +117,19 @@ class Mixed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, flat, weights, chosen, gate_up, down, hidden_act):
-        K, width, order = weights.shape[1], down.shape[2], chosen.argsort(stable=True)
-        loads = chosen.bincount(minlength=len(down)).tolist()
+        K, width, (order, back, loads) = weights.shape[1], down.shape[2], stretches(chosen, len(down))
         hidden, said = flat.new_empty(len(order), 2 * width), flat.new_empty(len(order), flat.shape[1])
         made = flat.new_empty(max(loads), width)
         for e, (t, h, y) in enumerate(zip(*(x.split(loads) for x in (order // K, hidden, said)), strict=True)):
             torch.mm(flat.index_select(0, t), gate_up[e].mT, out=h)
             inner = torch.mul(activate(h[:, :width], hidden_act), h[:, width:], out=made[: len(t)])
             torch.mm(inner, down[e].mT, out=y)
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
         ctx.save_for_backward(flat, weights, gate_up, down, order, back, hidden)
         ctx.loads, ctx.hidden_act = loads, hidden_act
         return F.embedding_bag(back.view(-1, K), said, per_sample_weights=weights, mode="sum")
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, dy):
         flat, weights, gate_up, down, order, back, hidden = ctx.saved_tensors
         loads, K, width, most = ctx.loads, weights.shape[1], down.shape[2], max(ctx.loads)
@@ -163,9 +168,8 @@ def one_token(flat: Tensor, weights: Tensor, chosen: Tensor, gate_up: Any, down:
 
 def in_place(flat: Tensor, weights: Tensor, chosen: Tensor, gate_up: Any, down: Any, hidden_act: str) -> Tensor:
     """Every expert adds to its tokens' rows: memory of one expert's tokens at a time."""
-    K, order = weights.shape[1], chosen.argsort(stable=True)
+    K, (order, _, loads) = weights.shape[1], stretches(chosen, len(gate_up))
     mixed = torch.zeros_like(flat, dtype=weights.dtype)
-    loads = chosen.bincount(minlength=len(gate_up)).tolist()
     tokens, shares = (order // K).split(loads), weights.reshape(-1, 1)[order].split(loads)
     for e, (t, share) in enumerate(zip(tokens, shares, strict=True)):
         if len(t):
@@ -176,8 +180,8 @@ def in_place(flat: Tensor, weights: Tensor, chosen: Tensor, gate_up: Any, down: 
 
 def in_blocks(flat: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, down: Tensor, hidden_act: str) -> Tensor:
     """Nothing is allocated between matmuls; what all experts said is read once, token by token."""
-    K, width, order = weights.shape[1], down.shape[2], chosen.argsort(stable=True)
-    loads, activate = chosen.bincount(minlength=len(down)).tolist(), WRITTEN_OVER[hidden_act]
+    K, width, (order, back, loads) = weights.shape[1], down.shape[2], stretches(chosen, len(down))
+    activate = WRITTEN_OVER[hidden_act]
     said, most = flat.new_empty(len(order), flat.shape[1]), min(max(loads), ROWS)
     given, hidden = flat.new_empty(most, flat.shape[1]), flat.new_empty(most, 2 * width)
     for e, (tokens, answers) in enumerate(zip((order // K).split(loads), said.split(loads), strict=True)):
@@ -186,8 +190,6 @@ def in_blocks(flat: Tensor, weights: Tensor, chosen: Tensor, gate_up: Tensor, do
             x = torch.index_select(flat, 0, t, out=given[: len(t)])
             h = torch.mm(x, gate_up[e].mT, out=hidden[: len(t)])
             torch.mm(activate(h[:, :width]).mul_(h[:, width:]), down[e].mT, out=y)
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
     return F.embedding_bag(back.view(-1, K), said, per_sample_weights=weights, mode="sum")
 
 

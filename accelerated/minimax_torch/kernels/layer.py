@@ -30,11 +30,11 @@ WIDEST = 16_384  # channels of the stream
 
 def takes(layers: Any, x: Tensor) -> bool:
     """Whether these layers are fused for this call: on a GPU with Triton, no gradient, and nobody looks."""
-    if x.dtype not in TYPES or not on_gpu(x) or torch.is_grad_enabled() or choose.is_plain() or layers.training:
+    if x.dtype not in TYPES or not on_gpu(x) or torch.is_grad_enabled() or choose.is_plain():
         return False
     return (
-        all(suits(layer, x.dtype) for layer in layers)
-        and unchanged(layers)
+        unchanged(layers)
+        and all(suits(layer, x.dtype) for layer in layers)
         and choose.has_triton("Layers run", x.device)
     )
 
@@ -44,7 +44,7 @@ def suits(layer: Any, dtype: torch.dtype) -> bool:
     c, experts = layer.config, layer.mlp.experts._parameters
     stacks = [experts.get(name) for name in ("gate_up_proj", "down_proj")]
     return (
-        c.hidden_act == "silu"
+        c.hidden_act == layer.mlp.experts.hidden_act == "silu"
         and not c.shared_intermediate_size
         and c.head_dim <= choose.WIDEST
         and c.hidden_size <= WIDEST

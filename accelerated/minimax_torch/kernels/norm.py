@@ -10,7 +10,8 @@ Kept for the backward are x, the gain and one r a vector.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from .once import once
 
 INNER_EPS = 1e-6  # of the norm over all heads: the layers have no setting for it
 
@@ -25,7 +26,7 @@ class Normed(torch.autograd.Function):
         return (x * r).mul_(weight)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, r = ctx.saved_tensors
         dx = dweight = None

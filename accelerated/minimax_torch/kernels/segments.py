@@ -32,13 +32,13 @@ from typing import Any, NamedTuple, no_type_check
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..ops.pointwise import silu
 from ..shapes import Keys, Mask, Outputs, Queries, Slopes, State, Values
 from .choose import WIDEST, wants_gradient
 from .decode import check, launch, plus
 from .lightning import InterpretedFunction, tile, tl, triton
+from .once import once
 
 LOG2E = tl.constexpr(math.log2(math.e))
 ANY_LENGTH = ["H", "T", "origin", "until", "length"]  # numbers that must not make the compiler start again
@@ -480,7 +480,7 @@ class Segmented(torch.autograd.Function):
         return out, after
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx, do, dS):
         (q, k, v, before), walks = ctx.saved_tensors, ctx.walks
         do = torch.zeros_like(v) if do is None else do

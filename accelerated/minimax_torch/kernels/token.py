@@ -28,7 +28,7 @@ from ..layers import LightningSelfAttention
 from ..quantize import Quantized
 from .choose import is_plain
 from .norm import INNER_EPS
-from .watch import hooks_of, watched
+from .watch import hooks_of, patched, watched
 
 SOURCE = Path(__file__).with_name("token.c")
 
@@ -103,7 +103,9 @@ class Decoder:
 
     def _look(self) -> None:
         self.places = [places_of(layer) for layer in self.layers]
-        self.hooks = hooks_of(self.layers.modules())
+        self.modules = list(self.layers.modules())
+        self.parts = [list(m._modules.values()) for m in self.modules]
+        self.hooks = hooks_of(self.modules)
         self.found: list[tuple | None] = [None] * len(self.layers)  # a layer's addresses, and the struct made of them
         self.steps = 0  # how many tokens it has decoded
 
@@ -126,6 +128,8 @@ class Decoder:
             and not torch.is_grad_enabled()
             and not is_plain()
             and watched(self.hooks) is None
+            and not any(map(patched, self.modules))
+            and all(list(m._modules.values()) == parts for m, parts in zip(self.modules, self.parts, strict=True))
             and not self.layers.training
             and all(self.struct(i) is not None for i in range(len(self.layers)))
         )
