@@ -53,6 +53,7 @@ def test_planted_in_the_twin(key, truth):
 BELOW_FLOAT32 = {"follows_the_other_rule", "takes_the_inner_eps", "takes_the_outer_eps", "leaves_out_the_epsilon"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", sorted(DEFECTS.keys() - BELOW_FLOAT32))
 def test_planted_in_a_float32_twin(key, truth):
     twin = Twin.from_reference(truth, dtype=torch.float32)
