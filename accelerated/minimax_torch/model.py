@@ -118,8 +118,8 @@ class Pretrained(nn.Module):
         """Decode on a CPU by [token.c][minimax_torch.kernels.token], one call a layer, wherever it can.
 
         It is asked for, never taken by itself: a compiler is run, which takes seconds, and a file is left in the user's
-        cache folder. ``torch.compile`` takes a model as well; it breaks at what is asked of the host, compiles again for
-        other lengths, and rounds the slopes to float32.
+        cache folder. ``torch.compile`` takes a model as well; it breaks at what is asked of the host, compiles again
+        for other lengths, and rounds the slopes to float32.
 
         Raises RuntimeError, one sentence long, where there is no C compiler.
         """
