@@ -9,6 +9,9 @@ Every tolerance of the suite is named here or where it is used, with its reason:
 =============  ================================================================================================
 """
 
+import importlib.util
+import sys
+from pathlib import Path
 from types import ModuleType
 from weakref import WeakKeyDictionary
 
@@ -168,6 +171,19 @@ def lively(config: MiniMaxConfig, head: str = "MiniMaxForCausalLM", seed: int = 
 def prompts(config: MiniMaxConfig, *shape: int, seed: int = 0) -> np.ndarray:
     """Random token ids without the special ones."""
     return np.random.default_rng(seed).integers(3, config.vocab_size, shape)
+
+
+def edited(folder: Path, original: ModuleType, was: str, becomes: str) -> ModuleType:
+    """A module with one line changed, read from a file of its own, as Triton reads a kernel."""
+    source = Path(original.__file__).read_text(encoding="utf-8")
+    assert source.count(was) == 1, was
+    file = folder / f"edited_{Path(original.__file__).name}"
+    file.write_text(source.replace(was, becomes), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(f"{original.__package__}.{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def assert_one_sentence(message, *fragments: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kit import Plot, dot, sheet, text, write
 from minimax_numpy.counts import binary
+from minimax_torch.bench.tell import duration, in_short
 
 FILE = Path(__file__).with_name("speed.json")
 CONTESTS = {"cpu": "prefill, lightning layer", "gpu": "forward"}
@@ -54,16 +55,6 @@ def power(x, base):
     return [base**n for n in range(math.ceil(low), math.floor(high) + 1, every)]
 
 
-def time(x):
-    """Seconds in the unit that suits them."""
-    return f"{x:g} s" if x >= 0.999 else f"{x * 1e3:g} ms" if x >= 0.000999 else f"{x * 1e6:g} µs"
-
-
-def length(T):
-    """Tokens in short."""
-    return f"{T >> 20}M" if T >> 20 else f"{T >> 10}k"
-
-
 def panel(found, column, title, top, base, told):
     """One pair of axes, a line for each contestant with its name at the end."""
     curves = {name: [(row[0], row[column]) for row in rows if row[column]] for name, rows in found.items()}
@@ -73,7 +64,7 @@ def panel(found, column, title, top, base, told):
     limits = (min(values) / 1.6, max(values) * 1.6)
     plot = Plot((lengths[0], lengths[-1]), limits, left=52, top=top, right=340, bottom=top + 170, log="xy")
     ticks = {y: told(y) for y in power(limits, base)}
-    parts, ends = [plot.axes({T: length(T) for T in lengths}, ticks, "tokens", title)], []
+    parts, ends = [plot.axes({T: in_short(T) for T in lengths}, ticks, "tokens", title)], []
     for name, points in curves.items():
         style = STYLES.get(name, "dashed")
         parts.append(plot.curve(*zip(*points, strict=True), style))
@@ -96,7 +87,7 @@ def figures():
     measured, drawn = json.loads(FILE.read_text(encoding="utf-8")), {}
     for kind, found in measured.items():
         parts = [text(0, 14, WHERE[kind], "soft")]
-        parts.append(panel(found, 1, "time", 48, 10, time))
+        parts.append(panel(found, 1, "time", 48, 10, duration))
         parts.append(panel(found, 2, "memory above what was held", 300, 4, lambda x: binary(x << 20)))
         (T, ours, held), told = found["ours"][-1], []
         for name, rows in found.items():
@@ -107,7 +98,7 @@ def figures():
                     f"{name} takes {theirs / mine:.1f} times as long and holds {memory / own:.1f} times as much"
                 )
                 told[-1] += f" at {last:,}"
-        point = f"{WHERE[kind]}: {T:,} tokens take {time(ours)} and hold {binary(held << 20)}; {'; '.join(told)}."
+        point = f"{WHERE[kind]}: {T:,} tokens take {duration(ours)} and hold {binary(held << 20)}; {'; '.join(told)}."
         drawn[f"speed_{kind}.svg"] = sheet(440, 520, point, parts)
     return drawn
 

@@ -3,17 +3,14 @@
 As in `test_kernels`, the interpreter walks through the kernels on a CPU; a GPU runs them compiled where there is one.
 """
 
-import importlib.util
-import sys
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 import minimax_torch
 import numpy as np
 import pytest
 import torch
-from close import array, assert_one_sentence, assert_same, error, lively, small
+from close import array, assert_one_sentence, assert_same, edited, error, lively, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minimax_numpy import ops
@@ -345,19 +342,6 @@ TURNED = {
 }  # fmt: skip
 
 
-def edited(folder: Path, was: str, becomes: str, of=kernels):
-    """The module with one line changed: a kernel is read from its file."""
-    source = Path(of.__file__).read_text(encoding="utf-8")
-    assert source.count(was) == 1, was
-    file = folder / f"edited_{Path(of.__file__).name}"
-    file.write_text(source.replace(was, becomes), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location(f"minimax_torch.kernels.{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def furthest(function) -> float:
     """The largest error of rows that are short and long; NaN is as far as can be, and is where nobody has written."""
     inputs = drawn([0, 70, 33, 3])
@@ -373,16 +357,16 @@ def furthest(function) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_noticed(mistake, tmp_path):
-    assert furthest(edited(tmp_path, *MISTAKES[mistake]).attend) > 1e-6
+    assert furthest(edited(tmp_path, kernels, *MISTAKES[mistake]).attend) > 1e-6
 
 
 def test_an_edit_that_changes_nothing_passes(tmp_path):
     """Else the mistakes above could be noticed for being edited."""
-    assert furthest(edited(tmp_path, "exists = j < last - start", "exists = start + j < last").attend) < 1e-14
+    assert furthest(edited(tmp_path, kernels, "exists = j < last - start", "exists = start + j < last").attend) < 1e-14
 
 
 @pytest.mark.parametrize("mistake", TURNED)
 def test_a_mistake_in_turning_is_noticed(mistake, tmp_path, monkeypatch):
-    monkeypatch.setattr(keeping, "remember", edited(tmp_path, *TURNED[mistake], of=keeping).remember)
+    monkeypatch.setattr(keeping, "remember", edited(tmp_path, keeping, *TURNED[mistake]).remember)
     with pytest.raises(AssertionError, match="relative error"):
         test_a_token_is_turned_and_kept(16, 8, torch.float64, "cpu")

@@ -4,16 +4,14 @@ As in `test_kernels`, the interpreter walks through them on a CPU, and a GPU run
 """
 
 import importlib.util
-import sys
 import warnings
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import minimax_torch
 import numpy as np
 import pytest
 import torch
-from close import array, assert_one_sentence, assert_same, error, lively, small
+from close import array, assert_one_sentence, assert_same, edited, error, lively, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minimax_numpy import ops
@@ -580,19 +578,6 @@ MISTAKES = {  # what was planted: the line as it is, as it is then
     "what is left of a chunk is left out": ("if whole < self.T or not parts", "if not parts"),
     "backwards, the clock goes forwards": ("(mask, mask.flip(1))", "(mask, mask)"),
 }
-
-
-def edited(folder: Path, original: ModuleType, was: str, becomes: str) -> ModuleType:
-    """A module with one line changed: a kernel is read from its file."""
-    source = Path(original.__file__).read_text(encoding="utf-8")
-    assert source.count(was) == 1, was
-    file = folder / "edited.py"
-    file.write_text(source.replace(was, becomes), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("minimax_torch.kernels.edited", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def furthest(function, tiles=MANY) -> float:

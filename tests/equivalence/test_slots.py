@@ -1,8 +1,6 @@
 """Slots hold what a cache holds: every row is given what the model would give it alone, whoever lies beside it."""
 
-import importlib.util
 from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +13,7 @@ from close import (
     assert_one_sentence,
     assert_same,
     assert_same_cache,
+    edited,
     error,
     every_configuration,
     lively,
@@ -482,18 +481,6 @@ MISTAKES = {  # what was planted: the line as it is, as it is then
 }  # fmt: skip
 
 
-def edited(folder, was: str, becomes: str):
-    """The module with one line changed."""
-    source = Path(slots.__file__).read_text(encoding="utf-8")
-    assert source.count(was) == 1, was
-    file = folder / "edited_slots.py"
-    file.write_text(source.replace(was, becomes), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("minimax_torch.edited_slots", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Slots
-
-
 def furthest(kind) -> float:
     """The largest error of rows of different lengths, with a window and without, while a slot changes hands."""
     found = []
@@ -514,9 +501,14 @@ def furthest(kind) -> float:
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_noticed(mistake, tmp_path):
-    assert not furthest(edited(tmp_path, *MISTAKES[mistake])) <= 1e-6  # NaN is noticed as well
+    assert not furthest(edited(tmp_path, slots, *MISTAKES[mistake]).Slots) <= 1e-6  # NaN is noticed as well
 
 
 def test_an_edit_that_changes_nothing_passes(tmp_path):
     """Else the mistakes above could be noticed for being edited."""
-    assert furthest(edited(tmp_path, "lengths % self.capacity]", "(lengths + self.capacity) % self.capacity]")) < 1e-11
+    assert (
+        furthest(
+            edited(tmp_path, slots, "lengths % self.capacity]", "(lengths + self.capacity) % self.capacity]").Slots
+        )
+        < 1e-11
+    )

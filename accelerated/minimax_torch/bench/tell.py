@@ -61,6 +61,15 @@ def duration(x: float) -> str:
     return f"{x:.3g} s" if x >= 1 else f"{x * 1e3:.3g} ms" if x >= 1e-3 else f"{x * 1e6:.3g} µs"
 
 
+def in_short(n: float) -> str:
+    """A number of tokens or rows.
+
+    >>> in_short(8), in_short(16_384), in_short(1_048_576)
+    ('8', '16k', '1M')
+    """
+    return f"{n / 2**20:g}M" if n >= 2**20 else f"{n / 1024:g}k" if n >= 1024 else f"{n:g}"
+
+
 def write(file: Path, rows: Sequence[Row], machine: Machine, more: dict[str, Any]) -> None:
     """Everything that was measured, as JSON."""
     device = {"name": machine.name, "device": str(machine.device), "threads": torch.get_num_threads()}
@@ -163,9 +172,7 @@ def finish_axes(at: Any, title: str, base: int, told: Callable[[float], str]) ->
     at.set_xscale("log", base=2)
     at.set_yscale("log", base=base)
     at.margins(x=0.18)
-    at.xaxis.set_major_formatter(
-        lambda x, _: f"{x / 2**20:g}M" if x >= 2**20 else f"{x / 1024:g}k" if x >= 1024 else f"{x:g}"
-    )
+    at.xaxis.set_major_formatter(lambda x, _: in_short(x))
     if base == 10:
         at.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     at.yaxis.set_major_formatter(lambda y, _: told(y))

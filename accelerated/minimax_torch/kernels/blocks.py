@@ -23,9 +23,9 @@ from ..cache import LightningMemory, SoftmaxMemory
 from ..layers import Step
 from ..shapes import Hidden, RouterLogits
 from . import choose
-from .chunks import pieces, walk
+from .chunks import narrowed, pieces, walk
 from .experts import mix_experts
-from .norm import INNER_EPS
+from .norm import INNER_EPS, inverse_rms
 from .token import places_of
 from .watch import unchanged
 
@@ -95,7 +95,7 @@ def lightning(layer: Any, x: Hidden, into: Hidden, step: Step, state: Tensor | N
     (B, T, D), H, d = x.shape, c.num_attention_heads, c.head_dim
     slopes = ops.decay_slopes(H, module.layer_idx, c.num_hidden_layers, c.slope_rule)
     S = x.new_zeros(B, H, d, d) if state is None else state.to(x.dtype)
-    chunk = min(c.block_size, max(d, 64))
+    chunk = narrowed(c.block_size, d)
     for piece, tables in pieces(T, chunk, max(1, TOKENS // (B * chunk)), slopes, step.mask, x):
         n, m, part = piece.n, piece.m, piece.part
         rows = B * n * m
@@ -132,8 +132,7 @@ def experts(layer: Any, x: Hidden, room: Room) -> RouterLogits:
 
 def norm(x: Tensor, weight: Tensor, eps: float, into: Tensor) -> Tensor:
     """RMSNorm, written there."""
-    r = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    return torch.mul(x, r, out=into).mul_(weight)
+    return torch.mul(x, inverse_rms(x, eps), out=into).mul_(weight)
 
 
 def add(carried: Tensor, update: Tensor, alpha: float, beta: float, into: Tensor) -> None:

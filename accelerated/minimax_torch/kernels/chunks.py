@@ -83,6 +83,11 @@ def walk(qc: Tensor, kc: Tensor, vc: Tensor, S: Tensor, tables: tuple) -> tuple[
     return here.view_as(vc), S, states
 
 
+def narrowed(chunk: int, d: int) -> int:
+    """A chunk no wider than a head, or than 64: the sum is the same, and narrow ones are quicker on a CPU."""
+    return min(chunk, max(d, 64))
+
+
 def together(chunk: int, like: Tensor) -> int:
     """Chunks computed at one time."""
     B, H, _, d = like.shape
@@ -145,13 +150,13 @@ def lightning_attention(
 ) -> tuple[Outputs, State]:
     """Compute [lightning_attention_chunked][minimax_torch.ops.lightning.lightning_attention_chunked], and its gradient.
 
-    Chunks wider than a head, or than 64, are narrowed: the sum is the same, and narrow ones are quicker on a CPU.
+    Chunks are [narrowed][minimax_torch.kernels.chunks.narrowed].
 
     Raises ValueError where a chunk holds no position, or the shapes do not fit.
     """
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; a chunk holds at least one position.")
-    out_dtype, narrow = q.dtype, min(chunk, max(q.shape[3], 64))
+    out_dtype, narrow = q.dtype, narrowed(chunk, q.shape[3])
     with torch.autocast(q.device.type, enabled=False):  # what is summed into a state is not narrowed on the way
         q, k, v, state = _prepare(q, k, v, state, mask)
         slopes = slopes.to(q.device)

@@ -21,7 +21,7 @@ class Normed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        r = inverse_rms(x, eps)
         ctx.save_for_backward(x, weight, r)
         return (x * r).mul_(weight)
 
@@ -37,6 +37,11 @@ class Normed(torch.autograd.Function):
             along = (dx * x).sum(dim=-1, keepdim=True).mul_(r.pow(3)).div_(-x.shape[-1])
             dx = dx.mul_(r).addcmul_(x, along)
         return dx, dweight, None
+
+
+def inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """r, one a vector, (…, 1)."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
